@@ -1,0 +1,41 @@
+package storage
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+)
+
+// An id names directory entries and mount points of the drivers. It may not
+// begin with a hyphen, so that it is never taken for an option, nor be
+// longer than what leaves room for a driver's own suffix in a file name.
+var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,127}$`)
+
+// CheckID tells whether id can name a volume.
+func CheckID(id string) error {
+	if validID.MatchString(id) {
+		return nil
+	}
+	return api.Errorf(api.CodeInvalid, "volume id %q has characters other than lower-case letters, digits and hyphens, or is too long", id)
+}
+
+// Lock makes the caller the only user of the pool in dir until it closes the
+// file, or dies. Another process (or another Lock in this one) gets an error
+// of code busy: two drivers over one pool would each sweep away what the
+// other is just making.
+func Lock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "pool.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInternal, "lock pool in %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, api.Errorf(api.CodeBusy, "pool in %s is in use by another daemon: %w", dir, err).
+			WithHint("stop that daemon, or give this one another data directory")
+	}
+	return f, nil
+}
