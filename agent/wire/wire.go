@@ -1,0 +1,2 @@
+// Package wire is the protocol between package agent and package agent/guest.
+package wire
