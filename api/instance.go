@@ -80,7 +80,7 @@ type InstanceSpec struct {
 	Resources Resources         `json:"resources,omitzero"`
 	Root      RootDisk          `json:"root,omitzero"`
 	Mounts    []Mount           `json:"mounts,omitempty"`
-	NICs      []NIC             `json:"nics,omitempty" doc:"One port on the default network if null; none if empty"`
+	NICs      []NIC             `json:"nics,omitzero" doc:"One port on the default network if null; none if empty"`
 	Publish   []Publish         `json:"publish,omitempty"`
 	Health    *HealthCheck      `json:"health,omitempty" doc:"Replaces the image's health check"`
 	Sysctls   map[string]string `json:"sysctls,omitempty" doc:"Only those that the kernel keeps per namespace"`
