@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -38,4 +39,41 @@ func Lock(dir string) (*os.File, error) {
 			WithHint("stop that daemon, or give this one another data directory")
 	}
 	return f, nil
+}
+
+// Locks lets work on different ids run at the same time and work on one id
+// one after the other. The zero value is ready.
+type Locks struct {
+	mu   sync.Mutex
+	held map[string]*idLock
+}
+
+type idLock struct {
+	mu   sync.Mutex
+	uses int // holders and waiters, guarded by Locks.mu
+}
+
+// Lock waits for id; the caller calls unlock once.
+func (l *Locks) Lock(id string) (unlock func()) {
+	l.mu.Lock()
+	if l.held == nil {
+		l.held = make(map[string]*idLock)
+	}
+	k := l.held[id]
+	if k == nil {
+		k = new(idLock)
+		l.held[id] = k
+	}
+	k.uses++
+	l.mu.Unlock()
+
+	k.mu.Lock()
+	return func() {
+		k.mu.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.uses--; k.uses == 0 {
+			delete(l.held, id)
+		}
+	}
 }

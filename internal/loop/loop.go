@@ -1,0 +1,165 @@
+// Package loop attaches files to loop block devices, and finds the device of
+// a file that was attached before, by any process.
+//
+// A file is told by device and inode number, never by its name: a name may
+// have been renamed, replaced, or be a different one in another mount
+// namespace, and two loop devices over one file would mean two mounted file
+// systems that overwrite each other.
+//
+// Every device is attached with autoclear: it vanishes with its last user
+// (an open descriptor or a mount), so that nothing is left when a process
+// dies between attaching and mounting. It needs root and Linux 5.8
+// (LOOP_CONFIGURE).
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// BlockSize is the logical block size that devices are given. Direct I/O
+// needs one no smaller than that of the disk below, and 4096 is the largest
+// that disks have.
+const BlockSize = 4096
+
+// attachTries bounds how often a free device is asked for: between the
+// answer and the use of it another process may take it.
+const attachTries = 100
+
+// Device is an open, attached loop device.
+type Device struct {
+	f  *os.File
+	no int
+}
+
+// Attach connects file, which must be open for reading and writing, to a
+// free device. Direct I/O is used where the file can: the file's pages are
+// then not cached twice.
+func Attach(ctx context.Context, file *os.File) (*Device, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("attach %s to a loop device: %w", file.Name(), err)
+	}
+	defer control.Close()
+	for range attachTries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		no, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("attach %s: no free loop device: %w", file.Name(), err)
+		}
+		d, err := open(no, os.O_RDWR)
+		if err != nil {
+			return nil, fmt.Errorf("attach %s: %w", file.Name(), err)
+		}
+		err = d.configure(file)
+		if err == nil {
+			return d, nil
+		}
+		d.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("attach %s to %s: %w", file.Name(), d.Path(), err)
+		}
+	}
+	return nil, fmt.Errorf("attach %s: each of %d free loop devices was taken by another process first: %w", file.Name(), attachTries, unix.EBUSY)
+}
+
+func (d *Device) configure(file *os.File) error {
+	c := unix.LoopConfig{Fd: uint32(file.Fd()), Size: BlockSize}
+	c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+	copy(c.Info.File_name[:len(c.Info.File_name)-1], file.Name())
+	err := unix.IoctlLoopConfigure(int(d.f.Fd()), &c)
+	if errors.Is(err, unix.EINVAL) { // a file system without direct I/O
+		c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+		err = unix.IoctlLoopConfigure(int(d.f.Fd()), &c)
+	}
+	return err
+}
+
+// Find returns the device that file is attached to, or nil. The caller
+// closes it.
+func Find(file *os.File) (*Device, error) {
+	var want unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &want); err != nil {
+		return nil, fmt.Errorf("stat %s: %w", file.Name(), err)
+	}
+	attached, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range attached {
+		no, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(dir)), "loop"))
+		if err != nil {
+			continue
+		}
+		d, err := open(no, os.O_RDONLY)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		if d.isOn(&want) {
+			return d, nil
+		}
+		d.Close()
+	}
+	return nil, nil
+}
+
+// Open opens the device at path (like /dev/loop3) if file is what it is
+// attached to, else it returns nil.
+func Open(path string, file *os.File) (*Device, error) {
+	no, err := strconv.Atoi(strings.TrimPrefix(path, "/dev/loop"))
+	if err != nil {
+		return nil, nil
+	}
+	var want unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &want); err != nil {
+		return nil, fmt.Errorf("stat %s: %w", file.Name(), err)
+	}
+	d, err := open(no, os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !d.isOn(&want) {
+		d.Close()
+		return nil, nil
+	}
+	return d, nil
+}
+
+func open(no, flags int) (*Device, error) {
+	f, err := os.OpenFile("/dev/loop"+strconv.Itoa(no), flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Device{f: f, no: no}, nil
+}
+
+func (d *Device) isOn(want *unix.Stat_t) bool {
+	st, err := unix.IoctlLoopGetStatus64(int(d.f.Fd()))
+	return err == nil && st.Device == want.Dev && st.Inode == want.Ino
+}
+
+// Path is the device's node.
+func (d *Device) Path() string { return "/dev/loop" + strconv.Itoa(d.no) }
+
+// SetCapacity makes the device as large as its file has become.
+func (d *Device) SetCapacity() error {
+	if err := unix.IoctlSetInt(int(d.f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("set capacity of %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+// Close lets go of the device; it vanishes unless something else uses it.
+func (d *Device) Close() error { return d.f.Close() }

@@ -1,0 +1,293 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/storage"
+)
+
+// volumesName is the directory of the file system that holds the subvolumes.
+// Only root may enter it: guests' files carry ids, and set-uid bits, that
+// mean something else on the host.
+const volumesName = "volumes"
+
+type pool struct {
+	config storage.Config
+	lock   *os.File
+	file   *loopFile // nil on a btrfs that was there before
+	grower *grower   // with file
+	path   string    // of the directory of volumes
+	dir    *os.File  // the same, open
+	quota  *quota
+	ids    storage.Locks
+
+	open   sync.RWMutex // read-held by every call, so that Close waits for them
+	closed bool         // guarded by open
+
+	deadMu sync.Mutex
+	dead   []uint64 // destroyed subvolumes whose qgroups are still to go
+}
+
+// Open opens the pool, and makes it if it isn't there.
+func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
+	if c.Name == "" || filepath.Base(c.Name) != c.Name {
+		return nil, api.Errorf(api.CodeInvalid, "open pool %q: not a name", c.Name)
+	}
+	if os.Geteuid() != 0 {
+		return nil, api.Errorf(api.CodeForbidden, "open pool %q: btrfs subvolumes with limits need root", c.Name).
+			WithHint("run the daemon as root")
+	}
+	if err := os.MkdirAll(c.Source, 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of pool %q: %w", c.Name, err)
+	}
+	p := &pool{config: c}
+	defer func() {
+		if err != nil {
+			p.release()
+		}
+	}()
+	if p.lock, err = storage.Lock(c.Source); err != nil {
+		return nil, err
+	}
+	native, err := isNative(c.Source)
+	if err != nil {
+		return nil, err
+	}
+	base := c.Source
+	if !native {
+		if p.file, err = openLoopFile(ctx, c); err != nil {
+			return nil, err
+		}
+		base = p.file.point
+	}
+	if p.path, err = filepath.Abs(filepath.Join(base, volumesName)); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(p.path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
+	}
+	if p.dir, err = os.Open(p.path); err != nil {
+		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
+	}
+	if p.quota, err = openQuota(p.dir, !native); err != nil {
+		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
+	}
+	if err := p.sweep(); err != nil {
+		return nil, fmt.Errorf("open pool %q: remove what was left half done: %w", c.Name, err)
+	}
+	if p.file != nil {
+		p.grower = startGrower(p.file)
+	}
+	return p, nil
+}
+
+// isNative tells whether the pool lives directly on dir's file system. A
+// pool that began in a loop file stays in it.
+func isNative(dir string) (bool, error) {
+	if _, err := os.Lstat(filepath.Join(dir, fileName)); err == nil {
+		return false, nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false, fmt.Errorf("get type of file system of %s: %w", dir, err)
+	}
+	return st.Type == unix.BTRFS_SUPER_MAGIC, nil
+}
+
+// sweep removes what earlier daemons left half made or half deleted.
+func (p *pool) sweep() error {
+	names, err := p.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, ".") {
+			if err := p.destroy(name); err != nil {
+				return err
+			}
+		}
+	}
+	left, err := p.quota.left()
+	if err != nil {
+		return err
+	}
+	for _, id := range left {
+		p.quota.remove(p.dir, id)
+	}
+	return nil
+}
+
+// names lists the directory of volumes, what is half done included.
+func (p *pool) names() ([]string, error) {
+	dir, err := os.Open(p.path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Readdirnames(-1)
+}
+
+// enter begins a call; the caller ends it with leave.
+func (p *pool) enter() (leave func(), err error) {
+	p.open.RLock()
+	if p.closed {
+		p.open.RUnlock()
+		return nil, api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	}
+	return p.open.RUnlock, nil
+}
+
+// Status implements storage.Driver.
+func (p *pool) Status(context.Context) (api.PoolStatus, error) {
+	leave, err := p.enter()
+	if err != nil {
+		return api.PoolStatus{}, err
+	}
+	defer leave()
+	names, err := p.names()
+	if err != nil {
+		return api.PoolStatus{}, err
+	}
+	s := api.PoolStatus{State: "ready", Path: p.path, Quota: p.quota.mode, Reflink: true}
+	for _, name := range names {
+		if !strings.HasPrefix(name, ".") {
+			s.Volumes++
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(p.dir.Fd()), &st); err != nil {
+		return api.PoolStatus{}, fmt.Errorf("get free space of pool %q: %w", p.config.Name, err)
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		s.State = "read-only: btrfs has met an error; see the kernel's log"
+	}
+	s.Total = api.Bytes(st.Blocks) * api.Bytes(st.Bsize)
+	s.Used = s.Total - api.Bytes(st.Bavail)*api.Bytes(st.Bsize)
+	if p.file == nil {
+		return s, nil
+	}
+	return p.loopStatus(s)
+}
+
+func (p *pool) loopStatus(s api.PoolStatus) (api.PoolStatus, error) {
+	total, _, err := deviceUse(p.dir)
+	if err != nil {
+		return s, err
+	}
+	used, _, err := spaceUse(p.dir)
+	if err != nil {
+		return s, err
+	}
+	room, err := roomBelow(p.config.Source)
+	if err != nil {
+		return s, err
+	}
+	s.Used, s.Total = api.Bytes(used), api.Bytes(total)+room
+	if p.config.Size > 0 {
+		s.Total = min(s.Total, max(p.config.Size, api.Bytes(total)))
+	}
+	if why := p.grower.err.Load(); why != nil && s.State == "ready" {
+		s.State = "can't grow: " + *why
+	}
+	return s, nil
+}
+
+// Close implements storage.Driver. Nothing stays mounted but what guests
+// have mounted themselves.
+func (p *pool) Close() error {
+	p.open.Lock()
+	defer p.open.Unlock()
+	return p.close()
+}
+
+func (p *pool) close() error {
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	return p.release()
+}
+
+// release undoes Open, as far as that has come.
+func (p *pool) release() error {
+	if p.grower != nil {
+		p.grower.Close()
+	}
+	if p.dir != nil {
+		p.dir.Close()
+	}
+	var err error
+	if p.file != nil {
+		// A process that uses the pool by its path keeps it mounted; the next
+		// Open finds it.
+		if err = p.file.unmount(); errors.Is(err, unix.EBUSY) {
+			err = nil
+		}
+		p.file.file.Close()
+	}
+	if p.lock != nil {
+		p.lock.Close()
+	}
+	return err
+}
+
+// Destroy implements storage.Driver. Quotas stay enabled on a btrfs that was
+// there before.
+func (p *pool) Destroy(context.Context) error {
+	p.open.Lock()
+	defer p.open.Unlock()
+	if p.closed {
+		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	}
+	names, err := p.names()
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return api.Errorf(api.CodeInUse, "pool %q holds %d volumes", p.config.Name, len(names)).
+			WithHint("delete them first")
+	}
+	if p.file == nil {
+		// Until the kernel has freed the last volume its groups can't go.
+		if err := syncFS(p.dir); err != nil {
+			return err
+		}
+		p.reap()
+		if err := os.Remove(p.path); err != nil {
+			return err
+		}
+		return errors.Join(os.Remove(p.lock.Name()), p.close())
+	}
+	if err := p.destroyFile(); err != nil {
+		return err
+	}
+	return p.close()
+}
+
+// destroyFile unmounts and removes the loop file, or leaves all as it is.
+func (p *pool) destroyFile() error {
+	p.grower.Close()
+	p.dir.Close()
+	if err := p.file.unmount(); err != nil {
+		dir, reopen := os.Open(p.path)
+		if reopen != nil {
+			return errors.Join(err, reopen)
+		}
+		p.dir, p.grower = dir, startGrower(p.file)
+		return api.Errorf(api.CodeInUse, "destroy pool %q: unmount %s: %w", p.config.Name, p.file.point, err).
+			WithHint("a process works in it: end that first")
+	}
+	file := p.file
+	p.file, p.grower, p.dir = nil, nil, nil
+	defer file.file.Close()
+	return errors.Join(os.Remove(file.file.Name()), os.Remove(file.point), os.Remove(p.lock.Name()))
+}
