@@ -1,0 +1,97 @@
+package seccomp
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/elastic/go-seccomp-bpf/arch"
+)
+
+const eperm = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+
+// call is a struct seccomp_data. The interpreter in x/net/bpf reads packets,
+// which are big-endian, so the words are written that way.
+func call(archID, nr uint32, args ...uint64) []byte {
+	b := binary.BigEndian.AppendUint32(nil, nr)
+	b = binary.BigEndian.AppendUint32(b, archID)
+	b = append(b, make([]byte, 8)...)
+	for i := range 6 {
+		var v uint64
+		if i < len(args) {
+			v = args[i]
+		}
+		b = binary.BigEndian.AppendUint32(b, uint32(v))
+		b = binary.BigEndian.AppendUint32(b, uint32(v>>32))
+	}
+	return b
+}
+
+func TestFilterDecides(t *testing.T) {
+	info, err := arch.GetInfo("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nr := func(name string) uint32 { return uint32(info.SyscallNames[name]) }
+	id := uint32(info.ID)
+	for _, c := range []struct {
+		name string
+		caps []string
+		data []byte
+		want uint32
+	}{
+		{"read", nil, call(id, nr("read")), allow},
+		{"the last byte of the table", nil, call(id, nr("openat2")), allow},
+		{"mount without its capability", nil, call(id, nr("mount")), eperm},
+		{"mount with it", []string{"CAP_SYS_ADMIN"}, call(id, nr("mount")), allow},
+		{"keyctl, even so", []string{"CAP_SYS_ADMIN"}, call(id, nr("keyctl")), eperm},
+		{"io_uring_setup", nil, call(id, nr("io_uring_setup")), eperm},
+		{"fork", nil, call(id, nr("clone"), uint64(unix.SIGCHLD)), allow},
+		{"clone of a user namespace", nil, call(id, nr("clone"), unix.CLONE_NEWUSER), eperm},
+		{"the same by a system guest", []string{"CAP_SYS_ADMIN"}, call(id, nr("clone"), unix.CLONE_NEWUSER), allow},
+		{"clone3, whose flags are out of sight", nil, call(id, nr("clone3")), noSuchCall},
+		{"unshare", nil, call(id, nr("unshare"), unix.CLONE_NEWUSER), eperm},
+		{"unix socket", nil, call(id, nr("socket"), unix.AF_UNIX), allow},
+		{"netlink socket", nil, call(id, nr("socket"), unix.AF_NETLINK), allow},
+		{"vsock socket, which has no namespace", nil, call(id, nr("socket"), unix.AF_VSOCK), eperm},
+		{"the same with dirt in the upper half", nil, call(id, nr("socket"), unix.AF_VSOCK|1<<32), eperm},
+		{"an allowed family with dirt in the upper half", nil, call(id, nr("socket"), unix.AF_UNIX|1<<32), eperm},
+		{"AF_QIPCRTR", nil, call(id, nr("socket"), 42), allow},
+		{"personality query", nil, call(id, nr("personality"), 0xffffffff), allow},
+		{"personality without randomization", nil, call(id, nr("personality"), 0x40000), eperm},
+		{"a call of the future", nil, call(id, 9999), noSuchCall},
+		{"x32", nil, call(id, 0x40000000|nr("read")), noSuchCall},
+		{"i386", nil, call(0x40000003, 3), kill},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			prog, err := compile(c.caps)
+			if err != nil {
+				t.Fatal(err)
+			}
+			vm, err := bpf.NewVM(prog)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := vm.Run(c.data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if uint32(got) != c.want {
+				t.Errorf("got %#x, want %#x", uint32(got), c.want)
+			}
+		})
+	}
+}
+
+func TestFilterFits(t *testing.T) {
+	b, err := Filter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d instructions", len(b)/8)
+	if len(b)/8 > unix.BPF_MAXINSNS/4 {
+		t.Errorf("%d instructions", len(b)/8)
+	}
+}
