@@ -1,9 +1,32 @@
-// Package guest is the side of the agent that lives inside a guest.
+// Package guest is the side of the agent that lives inside a guest: PID 1 of
+// an application guest (Init), or a process beside the guest's own init
+// (Serve). Both serve the protocol of package agent/wire.
+//
+// The agent has exactly the guest's rights: what confines the guest confines
+// it and all that it starts, and nothing here tries to protect itself from the
+// guest's root. What it does protect are users of the guest from each other:
+// files are copied by descriptors, so that nobody can divert a copy that the
+// guest's root makes.
+//
+// An agent without a connection has a few parked goroutines, no timer, and
+// gives its memory back. The size of Go's own structures goes by GOMAXPROCS:
+// whoever starts an agent sets it to 1 or 2 in its environment.
 package guest
 
-import "net"
+import (
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
 
-// Process is the guest's entry point.
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+)
+
+// Process is the guest's entry point, and what commands inherit from it.
 type Process struct {
 	Args    []string // never empty
 	Env     []string // KEY=VALUE
@@ -12,12 +35,81 @@ type Process struct {
 	TTY     bool     // descriptors 0 to 2 are a terminal
 }
 
-// Serve answers on l until l is closed; for an agent that runs beside the
-// guest's own init. Commands get the agent's own environment as base.
-func Serve(l net.Listener) error { return nil }
+// gcPercent trades time, which the agent needs little of, for memory, of
+// which every guest pays its part: the heap begins to be collected at 1 MiB
+// instead of 4.
+const gcPercent = 25
 
-// Init is PID 1 of an application guest: it starts p, calls started once
-// with nil or with why it could not be started, serves the agent's protocol
-// on l (if not nil), reaps, forwards signals, and returns the exit status as soon as p's
-// process has ended (128+n when signal n ended it).
-func Init(p Process, l net.Listener, started func(error)) (exitCode int) { return 0 }
+// Serve answers on l until l is closed, and then ends its connections; for
+// an agent that runs beside the guest's own init. Commands get the agent's own
+// environment (except GOMAXPROCS) as base, and run as root.
+func Serve(l net.Listener) error {
+	debug.SetGCPercent(gcPercent)
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "GOMAXPROCS=") })
+	r := newReaper(false)
+	defer r.close()
+	return newServer(Process{Env: env}, r).serve(l)
+}
+
+// Init is PID 1 of an application guest: it starts p as the leader of its own
+// session (with TTY: in control of the terminal), calls started once with nil
+// or with why p could not be started, serves the agent's protocol on l (if
+// not nil), reaps every orphan, and forwards signals to p's process. It
+// returns the exit status as soon as that process has ended, 128+n when
+// signal n ended it; 127 or 126 when it could not be started. The caller then
+// exits, and the kernel ends what is left in the PID namespace.
+//
+// Init waits for all children of this process: nothing else in it may.
+func Init(p Process, l net.Listener, started func(error)) (exitCode int) {
+	debug.SetGCPercent(gcPercent)
+	signals := catch() // before the start: none is lost, none ends us
+	r := newReaper(true)
+	main, err := startMain(p, r)
+	started(err)
+	if err != nil {
+		return startCode(err)
+	}
+	if l != nil {
+		go func() {
+			if err := newServer(p, r).serve(l); err != nil {
+				slog.Error("agent: serving ended", "error", err)
+			}
+		}()
+	}
+	forward(signals, main)
+	return main.exitCode()
+}
+
+func startMain(p Process, r *reaper) (*child, error) {
+	cmd, err := prepare(p.Args, p.Env, p.User, p.WorkDir, p.TTY)
+	if err != nil {
+		return nil, err
+	}
+	for fd := range 3 {
+		own(fd, cmd.user)
+	}
+	return cmd.start(r, [3]uintptr{0, 1, 2}, p.TTY)
+}
+
+// own gives a pipe or terminal to the user, so that it can be opened again as
+// /dev/stdout or /dev/tty. Where that isn't allowed the process still has its
+// descriptors. Devices that everyone shares, like /dev/null, stay root's.
+func own(fd int, user account) {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Uid == user.uid {
+		return
+	}
+	_, notTTY := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if notTTY == nil || st.Mode&unix.S_IFMT == unix.S_IFIFO {
+		_ = unix.Fchown(fd, int(user.uid), -1)
+	}
+}
+
+// startCode is the exit status that a shell gives for a command that it could
+// not start.
+func startCode(err error) int {
+	if e := api.AsError(err); e.Field == "command" && e.Code == api.CodeNotFound {
+		return 127
+	}
+	return 126
+}
