@@ -14,10 +14,6 @@ import (
 	"github.com/cleave-project/cleave/control"
 )
 
-// writeTimeout is how long a client of a stream of text may take no byte
-// before it counts as gone.
-const writeTimeout = time.Minute
-
 type watchEvents struct {
 	Project     string `query:"project" doc:"Only events of this project and of the host; * or nothing for all"`
 	Since       string `query:"since" doc:"Begin after this id, at this time (RFC 3339), or this long ago (like 10m); now if left out" example:"10m"`
@@ -116,7 +112,7 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 	}()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no")
-	out := newTextStream(w)
+	out := s.newTextStream(w)
 	defer out.done()
 	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
@@ -137,19 +133,20 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 	}
 }
 
-// textStream writes pieces of text at once. A client that takes nothing for
-// writeTimeout is an error.
+// textStream writes pieces of text. A client that takes nothing for a while
+// counts as gone.
 type textStream struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	timeout time.Duration
 }
 
-func newTextStream(w http.ResponseWriter) *textStream {
-	return &textStream{w: w, rc: http.NewResponseController(w)}
+func (s *Server) newTextStream(w http.ResponseWriter) *textStream {
+	return &textStream{w: w, rc: http.NewResponseController(w), timeout: s.write}
 }
 
 func (t *textStream) write(p []byte) error {
-	_ = t.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = t.rc.SetWriteDeadline(time.Now().Add(t.timeout))
 	_, err := t.w.Write(p)
 	return err
 }

@@ -39,17 +39,11 @@ func (s *Server) handler(access Access, running *sync.WaitGroup) http.Handler {
 		_, pattern := s.mux.Handler(r)
 		var who caller
 		defer func() {
-			p := recover()
-			if p != nil && p != http.ErrAbortHandler {
-				s.log.Error("request panicked", "route", pattern, "panic", p, "stack", string(debug.Stack()))
-				if !rec.wrote {
-					problemOf(api.Errorf(api.CodeInternal, "%s: a bug in the daemon: %v", pattern, p)).write(rec)
-				}
-			}
+			abort := s.recovered(recover(), pattern, rec)
 			s.metrics.observe(pattern, rec.status, time.Since(begun), rec.hijacked)
 			s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
 				slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes), slog.Duration("took", time.Since(begun)), slog.String("caller", who.String()))
-			if p == http.ErrAbortHandler || (p != nil && rec.wrote) {
+			if abort {
 				panic(http.ErrAbortHandler)
 			}
 		}()
@@ -74,6 +68,20 @@ func (s *Server) handler(access Access, running *sync.WaitGroup) http.Handler {
 		ctx := context.WithValue(r.Context(), callKey{}, &call{caller: who, w: rec})
 		s.mux.ServeHTTP(rec, r.WithContext(ctx))
 	})
+}
+
+// recovered answers for a handler that panicked, and tells whether the
+// connection must be cut because an answer has begun.
+func (s *Server) recovered(p any, pattern string, rec *recorder) (abort bool) {
+	if p == nil || p == http.ErrAbortHandler {
+		return p != nil
+	}
+	s.log.Error("request panicked", "route", pattern, "panic", p, "stack", string(debug.Stack()))
+	if rec.wrote {
+		return true
+	}
+	problemOf(api.Errorf(api.CodeInternal, "%s: a bug in the daemon: %v", pattern, p)).write(rec)
+	return false
 }
 
 // noRoute answers like the mux does, as a problem.

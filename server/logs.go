@@ -93,7 +93,7 @@ func (s *Server) sendLogs(r *http.Request, w http.ResponseWriter, project, name 
 		}
 	}()
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	out := newTextStream(w)
+	out := s.newTextStream(w)
 	defer out.done()
 	err := out.send(nil) // the status, so that a follower knows that it follows
 	for line := range lines {

@@ -37,8 +37,7 @@ func (s *Server) routes() {
 
 // route begins the description of an operation.
 func route(tag, id, method, path, summary string) huma.Operation {
-	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag},
-		BodyReadTimeout: bodyTimeout, MaxBodyBytes: maxJSON}
+	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag}, MaxBodyBytes: maxJSON}
 }
 
 // schemaOf puts a type into the document and returns a reference to it.
@@ -57,6 +56,7 @@ func handle[I, O any](s *Server, op huma.Operation, fn func(ctx context.Context,
 	if op.Responses == nil {
 		op.Responses = map[string]*huma.Response{}
 	}
+	op.BodyReadTimeout = s.body
 	problem := schemaOf[Problem](s)
 	op.Responses["default"] = &huma.Response{Description: "It failed",
 		Content: map[string]*huma.MediaType{problemType: {Schema: problem}}}

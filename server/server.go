@@ -20,13 +20,25 @@ import (
 const DefaultGroup = "cleave"
 
 const (
-	maxJSON       = 1 << 20          // bytes of a JSON body
-	maxHeader     = 64 << 10         // bytes of all request headers
-	headerTimeout = 10 * time.Second // a client that sends its headers slower is dropped
-	bodyTimeout   = 30 * time.Second // the same for a JSON body
-	idleTimeout   = 2 * time.Minute  // of a kept-alive connection between requests
-	drainTimeout  = 5 * time.Second  // for requests to end when the server stops
+	maxJSON   = 1 << 20  // bytes of a JSON body
+	maxHeader = 64 << 10 // bytes of all request headers
 )
+
+// timeouts bound what a slow client can hold up; tests shorten them. Nothing
+// bounds a stream as a whole.
+type timeouts struct {
+	header    time.Duration // for all request headers to come
+	body      time.Duration // the same for a JSON body
+	idle      time.Duration // of a kept-alive connection between requests
+	write     time.Duration // for a reader of events or logs to take a piece
+	drain     time.Duration // for requests to end when the server stops
+	heartbeat time.Duration // between signs of life on an idle stream
+}
+
+var defaultTimeouts = timeouts{
+	header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute,
+	write: time.Minute, drain: 5 * time.Second, heartbeat: 15 * time.Second,
+}
 
 // Options configure a Server.
 type Options struct {
@@ -63,21 +75,20 @@ type Server struct {
 	mux     *http.ServeMux
 	metrics *metrics
 	tickets *tickets
-
-	// heartbeat is how often an idle event stream says that it is alive, and
-	// a WebSocket is pinged. Tests shorten it.
-	heartbeat time.Duration
+	timeouts
 }
 
 // New makes a server with all its routes.
-func New(o Options) *Server {
+func New(o Options) *Server { return newServer(o, defaultTimeouts) }
+
+func newServer(o Options, t timeouts) *Server {
 	log := o.Log
 	if log == nil {
 		log = slog.Default()
 	}
 	s := &Server{
 		backend: o.Backend, version: cmp.Or(o.Version, "dev"), group: cmp.Or(o.Group, DefaultGroup), log: log, health: o.Health,
-		mux: http.NewServeMux(), tickets: newTickets(), heartbeat: 15 * time.Second,
+		mux: http.NewServeMux(), tickets: newTickets(), timeouts: t,
 	}
 	s.metrics = newMetrics(s.backend, o.Metrics)
 	s.api = humago.New(s.mux, apiConfig(s.version))
@@ -94,8 +105,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, access Access) error
 	var running sync.WaitGroup // requests, also those whose connection was taken over
 	srv := &http.Server{
 		Handler:           s.handler(access, &running),
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
+		ReadHeaderTimeout: s.header,
+		IdleTimeout:       s.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context {
@@ -108,7 +119,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, access Access) error
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
-		drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
+		drain, cancel := context.WithTimeout(context.Background(), s.drain)
 		defer cancel()
 		if err := srv.Shutdown(drain); err != nil {
 			s.log.Warn("requests were cut off at shutdown", "error", err)
