@@ -89,8 +89,7 @@ func TestUnixSocketAdmitsRootAndTheGroupOnly(t *testing.T) {
 	}
 	id, _ := strconv.ParseUint(g.Gid, 10, 32)
 	gid := uint32(id)
-	h := start(t, newFake())
-	h.s.group = "daemon"
+	h := startWith(t, Options{Backend: newFake(), Group: "daemon", Log: quiet()}, defaultTimeouts)
 	for _, tc := range []struct {
 		name string
 		cred syscall.Credential
@@ -125,13 +124,12 @@ func manyGroups(last uint32) []uint32 {
 func TestOnlyRootMayNamePathsOfTheHost(t *testing.T) {
 	f := newFake()
 	f.add("default", "web", 1)
-	h := start(t, f)
+	h := startWith(t, Options{Backend: f, Group: "daemon", Log: quiet()}, defaultTimeouts)
 	g, err := user.LookupGroup("daemon")
 	if err != nil {
 		t.Skipf("no group to try with: %v", err)
 	}
 	id, _ := strconv.ParseUint(g.Gid, 10, 32)
-	h.s.group = "daemon"
 	member := &syscall.Credential{Uid: 65534, Gid: uint32(id)}
 	mounts := `"mounts":[{"hostPath":"/etc","target":"/mnt"}]`
 	requests := [][3]string{

@@ -22,14 +22,13 @@ const (
 )
 
 const (
-	maxMessage      = 4 << 20  // bytes of a client's message; data is passed on piece by piece
-	maxControl      = 4 << 10  // bytes of a client's control message
-	pieceSize       = 32 << 10 // bytes of output in one message
-	pongTimeout     = 10 * time.Second
-	exitAfterOutput = time.Minute // for the exit status once all output has come
+	maxMessage  = 4 << 20  // bytes of a client's message; data is passed on piece by piece
+	maxControl  = 4 << 10  // bytes of a client's control message
+	pieceSize   = 32 << 10 // bytes of output in one message
+	pongTimeout = 10 * time.Second
 )
 
-// command messages of the client
+// order is a control message of the client.
 type order struct {
 	Resize *windowSize `json:"resize"`
 	Signal string      `json:"signal"`
@@ -61,6 +60,9 @@ var errGone = errors.New("the client has left")
 // is gone. It closes the session.
 func (b *bridge) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
+	// A context that ends during its use takes the connection down at once,
+	// and then the client would never learn why.
+	use := context.WithoutCancel(ctx)
 	var output, others sync.WaitGroup
 	var once sync.Once
 	hangUp := func() { once.Do(func() { _ = b.session.Close() }) }
@@ -70,31 +72,33 @@ func (b *bridge) run(ctx context.Context) error {
 		stop()
 		hangUp()
 		_ = b.conn.CloseNow() // releases whoever uses the connection
-		output.Wait()
 		others.Wait()
 	}()
-	output.Go(func() { b.send(ctx, cancel, channelStdout, b.session.Stdout()) })
+	output.Go(func() { b.send(use, cancel, channelStdout, b.session.Stdout()) })
 	if r := b.session.Stderr(); r != nil {
-		output.Go(func() { b.send(ctx, cancel, channelStderr, r) })
+		output.Go(func() { b.send(use, cancel, channelStderr, r) })
 	}
-	others.Go(func() { b.receive(ctx, cancel) })
+	others.Go(func() { b.receive(use, cancel) })
 	others.Go(func() { b.keepAlive(ctx, cancel) })
 
-	output.Wait()
+	complete := make(chan struct{})
+	others.Go(func() { output.Wait(); close(complete) })
+	select {
+	case <-complete:
+	case <-ctx.Done(): // the output may be held up by the client
+	}
 	if ctx.Err() != nil {
 		return b.leave(ctx)
 	}
-	wait, done := context.WithTimeout(ctx, exitAfterOutput)
-	defer done()
-	exit, err := b.session.Exit(wait)
+	exit, err := b.session.Exit(ctx) // a command may close its output long before it ends
 	if ctx.Err() != nil {
 		return b.leave(ctx)
 	}
 	if err != nil {
-		finish(ctx, b.conn, final{Error: problemOf(err).apiError()})
+		finish(use, b.conn, final{Error: problemOf(err).apiError()})
 		return err
 	}
-	finish(ctx, b.conn, final{Exit: &exit})
+	finish(use, b.conn, final{Exit: &exit})
 	return nil
 }
 

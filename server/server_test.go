@@ -36,8 +36,12 @@ func start(t testing.TB, b Backend, adjust ...func(*timeouts)) *harness {
 	for _, a := range adjust {
 		a(&limits)
 	}
-	s := newServer(Options{Backend: b, Version: "1.2.3", Log: quiet()}, limits)
-	h := &harness{s: s, socket: filepath.Join(t.TempDir(), "s"), base: "http://cleave", header: http.Header{}}
+	return startWith(t, Options{Backend: b, Version: "1.2.3", Log: quiet()}, limits)
+}
+
+func startWith(t testing.TB, o Options, limits timeouts) *harness {
+	t.Helper()
+	h := &harness{s: newServer(o, limits), socket: filepath.Join(t.TempDir(), "s"), base: "http://cleave", header: http.Header{}}
 	h.T, _ = t.(*testing.T)
 	l, err := ListenUnix(h.socket, "")
 	if err != nil {
