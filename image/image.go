@@ -2,22 +2,41 @@
 // archives, file trees and bootstrap tools, each merged into one read-only
 // EROFS file, addressed by the digest of its manifest.
 //
-// The store is a directory; a file in it is either complete and verified or
-// it isn't there under its name. All methods may be called at the same time;
-// a second pull of the same image waits for the first and shares its work.
-// Archives and manifests are hostile input: they are bounded, verified and
-// never written to a path they choose.
+// The store is a directory with one owner:
+//
+//	roots/HEX.erofs   merged file trees, named after the layers they are made of
+//	images/HEX.json   one record per image: configuration, and which root
+//	names.json        what each name points to
+//	blobs/HEX         verified layers of pulls that haven't succeeded yet
+//	tmp/              work in progress; emptied by Open
+//
+// A file in it is either complete and verified or it isn't there under its
+// name. A pull fetches and unpacks its layers at the same time, straight
+// into the EROFS file (see package rootfs), and forgets them afterwards. All
+// methods may be called at the same time; a second pull of the same image
+// waits for the first and shares its work, and so do pulls that need the same
+// layer. Archives and manifests are hostile input: they are bounded, verified
+// and never written to a path they choose.
+//
+// The image named base is always there when the store was given a busybox:
+// it is built on Open, from nothing else.
 package image
 
 import (
 	"context"
-	"io"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/image/registry"
 )
 
-// Progress is told how far long work has come. It must not block.
+// Progress is told how far long work has come: bytes of the compressed layers
+// while they are fetched. It must not block.
 type Progress func(step string, done, total int64)
 
 // Options say where a store lives and what it may use.
@@ -29,62 +48,126 @@ type Options struct {
 	Log          *slog.Logger
 }
 
+const defaultMaxUnpacked = 64 * api.GiB
+
 // Store is the images of this host.
 type Store struct {
-	opts Options
+	opts  Options
+	log   *slog.Logger
+	lock  *os.File
+	pool  *registry.Pool
+	blobs *blobs
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	flights flights
+	making  keyed // roots being made, by name
+	baseErr error // why there is no base image
+
+	mu     sync.RWMutex // guards what follows, and the files it mirrors
+	images map[string]*record
+	names  map[string]string // complete name to digest
+	held   map[string]int    // roots that a pull counts on, beside those of records
 }
 
-// Open opens the store and removes what a crash left half done.
-func Open(opts Options) (*Store, error) { return &Store{opts: opts}, nil }
-
-// Close waits for work in progress, which it cancels.
-func (s *Store) Close() error { return nil }
-
-var errUnfinished = api.Errorf(api.CodeUnsupported, "images are not available yet")
-
-// Pull brings an image from a registry.
-func (s *Store) Pull(ctx context.Context, req api.ImagePull, p Progress) (*api.Image, error) {
-	return nil, errUnfinished
+// Open opens the store, removes what a crash left half done, and makes the
+// base image.
+func Open(opts Options) (*Store, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.MaxUnpacked == 0 {
+		opts.MaxUnpacked = defaultMaxUnpacked
+	}
+	s := &Store{
+		opts:   opts,
+		log:    opts.Log,
+		pool:   registry.NewPool(registry.NewKeychain(opts.DockerConfig)),
+		images: map[string]*record{},
+		names:  map[string]string{},
+		held:   map[string]int{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.open(); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("open image store %s: %w", opts.Dir, err)
+	}
+	return s, nil
 }
 
-// Import brings an image from an archive.
-func (s *Store) Import(ctx context.Context, r io.Reader, name, platform string, p Progress) (*api.Image, error) {
-	return nil, errUnfinished
+func (s *Store) open() error {
+	// Images may hold what not everybody on the host should read.
+	if err := os.MkdirAll(s.opts.Dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(s.dir(fileLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return api.Errorf(api.CodeBusy, "another process has it open: %w", err).
+			WithHint("give each daemon a data directory of its own")
+	}
+	if err := os.RemoveAll(s.dir(dirTmp)); err != nil {
+		return err
+	}
+	for _, d := range []string{dirRoots, dirImages, dirBlobs, dirTmp} {
+		if err := os.MkdirAll(s.dir(d), 0o700); err != nil {
+			return err
+		}
+	}
+	s.blobs = newBlobs(s.dir(dirBlobs), s.dir(dirTmp))
+	if err := s.load(); err != nil {
+		return err
+	}
+	if s.baseErr = s.makeBase(s.ctx); s.baseErr != nil {
+		s.log.Warn("no base image", "error", s.baseErr)
+	}
+	return nil
 }
 
-// Build makes an image with the distribution's bootstrap tool.
-func (s *Store) Build(ctx context.Context, req api.ImageBuild, p Progress) (*api.Image, error) {
-	return nil, errUnfinished
+// Close cancels work in progress and waits until it has ended.
+func (s *Store) Close() error {
+	s.mu.Lock() // began must not add to what is being waited for
+	s.cancel()
+	s.mu.Unlock()
+	s.work.Wait()
+	if s.blobs != nil {
+		s.blobs.work.Wait()
+	}
+	s.pool.CloseIdle()
+	if s.lock != nil {
+		return s.lock.Close()
+	}
+	return nil
 }
 
-// Get finds an image by name, digest or digest prefix.
-func (s *Store) Get(ctx context.Context, ref string) (*api.Image, error) {
-	return nil, errUnfinished
+// EROFS is the path of an image's file; empty if there is no such image.
+func (s *Store) EROFS(digest string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	rec := s.images[digest]
+	if rec == nil {
+		return ""
+	}
+	path, err := filepath.Abs(s.rootPath(rec.Root))
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
-// EROFS is the path of an image's file.
-func (s *Store) EROFS(digest string) string { return "" }
-
-// List returns all images, sorted by name.
-func (s *Store) List(ctx context.Context) ([]api.Image, error) { return nil, nil }
-
-// Tag gives an image a further name.
-func (s *Store) Tag(ctx context.Context, ref, name string) error { return errUnfinished }
-
-// Untag takes a name away and keeps the image.
-func (s *Store) Untag(ctx context.Context, name string) error { return errUnfinished }
-
-// Delete removes a name, or an image with all its names.
-func (s *Store) Delete(ctx context.Context, ref string, inUse map[string]bool) error {
-	return errUnfinished
-}
-
-// Export writes an image as an archive.
-func (s *Store) Export(ctx context.Context, ref, format string, w io.Writer) error {
-	return errUnfinished
-}
-
-// Collect removes what nothing needs.
-func (s *Store) Collect(ctx context.Context, inUse map[string]bool) (api.Bytes, []string, error) {
-	return 0, nil, nil
+// began ties a caller's work to the store's life. end must be called.
+func (s *Store) began(ctx context.Context) (_ context.Context, end func(), err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.ctx.Err() != nil {
+		return nil, nil, api.Errorf(api.CodeUnavailable, "the image store is closed")
+	}
+	s.work.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, cancel)
+	return ctx, func() { stop(); cancel(); s.work.Done() }, nil
 }

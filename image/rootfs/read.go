@@ -38,6 +38,9 @@ const (
 	kindDevice // nothing, but it replaces what was there
 )
 
+// Empty tells whether the archive named nothing at all.
+func (l *Layer) Empty() bool { return len(l.entries) == 0 }
+
 // Options say how a stream is read.
 type Options struct {
 	Image  *erofs.Writer
@@ -59,14 +62,14 @@ func Read(ctx context.Context, r io.Reader, opts Options) (*Layer, error) {
 			break
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return nil, streamError(err)
+			return nil, StreamError(err)
 		}
 		if err := l.add(h, tr, opts, buf); err != nil {
 			return nil, err
 		}
 	}
 	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{r}, buf); err != nil {
-		return nil, streamError(err)
+		return nil, StreamError(err)
 	}
 	return l, nil
 }
@@ -121,7 +124,7 @@ func (l *Layer) addFile(name string, h *tar.Header, r io.Reader, opts Options, b
 		}
 		e.inode.Mode |= syscall.S_IFREG
 		if e.inode.Data, err = opts.Image.Store(r, h.Size, buf); err != nil {
-			return streamError(err)
+			return StreamError(err)
 		}
 	case tar.TypeDir:
 		e.inode.Mode |= syscall.S_IFDIR
@@ -205,9 +208,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// streamError says of an error without a code of its own that the archive is
+// StreamError says of an error without a code of its own that the archive is
 // at fault, unless the host is.
-func streamError(err error) error {
+func StreamError(err error) error {
 	var coded *api.Error
 	var errno syscall.Errno
 	switch {

@@ -84,6 +84,11 @@ func (t *Tree) Apply(l *Layer) error {
 
 // put gives an inode a name; a nil inode (a device) takes the name away.
 func (t *Tree) put(name string, inode *erofs.Inode) error {
+	if inode != nil && inode.IsDir() {
+		// A layer may be applied twice, and a directory has only one name.
+		c := *inode
+		inode = &c
+	}
 	if name == "" {
 		t.root.inode = inode
 		return nil

@@ -1,0 +1,212 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/image/reference"
+)
+
+// baseName is the one name that is its own complete form: no registry can
+// have it.
+const baseName = "base"
+
+// completeName returns the form in which names are kept.
+func completeName(name string) (string, error) {
+	if name == baseName || name == baseName+":latest" {
+		return baseName, nil
+	}
+	r, err := reference.Parse(name)
+	if err != nil {
+		return "", err
+	}
+	return r.String(), nil
+}
+
+// Get finds an image by name, by digest, or by at least six digits of one.
+func (s *Store) Get(_ context.Context, ref string) (*api.Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	digest, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.view(s.images[digest]), nil
+}
+
+// find resolves a reference; the caller holds s.mu.
+func (s *Store) find(ref string) (digest string, err error) {
+	name, nameErr := completeName(ref)
+	if nameErr == nil {
+		if digest, ok := s.names[name]; ok {
+			return digest, nil
+		}
+		if _, d, ok := strings.Cut(name, "@"); ok && s.images[d] != nil {
+			return d, nil
+		}
+	}
+	if name == baseName {
+		return "", s.noBase()
+	}
+	if prefix, ok := reference.DigestPrefix(ref); ok {
+		var found []string
+		for d := range s.images {
+			if strings.HasPrefix(strings.TrimPrefix(d, "sha256:"), prefix) {
+				found = append(found, d)
+			}
+		}
+		switch {
+		case len(found) == 1:
+			return found[0], nil
+		case len(found) > 1:
+			slices.Sort(found)
+			return "", api.Errorf(api.CodeInvalid, "image %s: that begins several digests: %s", ref, strings.Join(found, ", ")).
+				WithHint("give more digits")
+		}
+	} else if nameErr != nil {
+		return "", nameErr
+	}
+	return "", api.Errorf(api.CodeNotFound, "image %q is not on this host", ref).WithHint("cleave image pull %s", ref)
+}
+
+func (s *Store) noBase() error {
+	switch {
+	case s.opts.Busybox == "":
+		return api.Errorf(api.CodeNotFound, "image \"base\": this host has no busybox to make it of").
+			WithHint("install busybox-static and restart the daemon")
+	case s.baseErr != nil:
+		return api.Errorf(api.CodeNotFound, "image \"base\" could not be made: %w", s.baseErr).
+			WithHint("install busybox-static and restart the daemon")
+	}
+	return api.Errorf(api.CodeNotFound, "image \"base\" is not on this host").WithHint("restart the daemon to make it")
+}
+
+// view is a record as others see it; the caller holds s.mu.
+func (s *Store) view(rec *record) *api.Image {
+	img := rec.Image
+	img.Names = []string{}
+	for name, digest := range s.names {
+		if digest == img.Digest {
+			img.Names = append(img.Names, name)
+		}
+	}
+	slices.Sort(img.Names)
+	img.Config = cloneConfig(img.Config)
+	return &img
+}
+
+func cloneConfig(c api.ImageConfig) api.ImageConfig {
+	c.Entrypoint = slices.Clone(c.Entrypoint)
+	c.Cmd = slices.Clone(c.Cmd)
+	c.Env = slices.Clone(c.Env)
+	c.Volumes = slices.Clone(c.Volumes)
+	c.ExposedPorts = slices.Clone(c.ExposedPorts)
+	c.Labels = maps.Clone(c.Labels)
+	if c.Health != nil {
+		h := *c.Health
+		h.Command = slices.Clone(h.Command)
+		c.Health = &h
+	}
+	return c
+}
+
+// List returns all images, sorted by name; those without one come last.
+func (s *Store) List(context.Context) ([]api.Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names := make(map[string][]string, len(s.images))
+	for name, digest := range s.names {
+		names[digest] = append(names[digest], name)
+	}
+	list := make([]api.Image, 0, len(s.images))
+	for digest, rec := range s.images {
+		img := rec.Image
+		img.Names = append([]string{}, names[digest]...)
+		slices.Sort(img.Names)
+		img.Config = cloneConfig(img.Config)
+		list = append(list, img)
+	}
+	slices.SortFunc(list, func(a, b api.Image) int {
+		if (len(a.Names) == 0) != (len(b.Names) == 0) {
+			return len(b.Names) - len(a.Names)
+		}
+		return cmp.Or(slices.Compare(a.Names, b.Names), cmp.Compare(a.Digest, b.Digest))
+	})
+	return list, nil
+}
+
+// Tag gives an image a further name, taking it from any other.
+func (s *Store) Tag(_ context.Context, ref, name string) error {
+	complete, err := tagName(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	digest, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	return s.setNames(digest, complete)
+}
+
+// tagName checks a name that a user wants to give.
+func tagName(name string) (string, error) {
+	complete, err := completeName(name)
+	switch {
+	case err != nil:
+		return "", err
+	case complete == baseName:
+		return "", api.Errorf(api.CodeInvalid, "the name \"base\" belongs to the built-in image").WithHint("choose another name")
+	case strings.Contains(complete, "@"):
+		return "", api.Errorf(api.CodeInvalid, "%q: a name that is given can't have a digest", name).WithHint("write NAME:TAG")
+	}
+	return complete, nil
+}
+
+// setNames points names to an image; the caller holds s.mu.
+func (s *Store) setNames(digest string, names ...string) error {
+	before := maps.Clone(s.names)
+	for _, n := range names {
+		s.names[n] = digest
+	}
+	if maps.Equal(before, s.names) {
+		return nil
+	}
+	if err := s.saveNames(); err != nil {
+		s.names = before
+		return within("save image names", err)
+	}
+	return nil
+}
+
+// Untag takes a name away and keeps the image.
+func (s *Store) Untag(_ context.Context, name string) error {
+	complete, err := completeName(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.untag(complete)
+}
+
+func (s *Store) untag(complete string) error {
+	digest, ok := s.names[complete]
+	switch {
+	case !ok:
+		return api.Errorf(api.CodeNotFound, "there is no image name %s", complete)
+	case complete == baseName:
+		return api.Errorf(api.CodeInvalid, "the built-in image can't be removed")
+	}
+	delete(s.names, complete)
+	if err := s.saveNames(); err != nil {
+		s.names[complete] = digest
+		return within("save image names", err)
+	}
+	return nil
+}
