@@ -32,8 +32,7 @@ func (e *entry) make(f func(base string) error) (made string, err error) {
 	if !errors.Is(err, unix.EEXIST) {
 		return e.base, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(e.dir, e.base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if e.isDirectory() {
 		return "", api.Errorf(api.CodeExists, "copying to %s in the guest: %s is a directory there and none in the copy", e.x.target, e.name).
 			WithHint("remove it first, or choose another target")
 	}
@@ -135,20 +134,12 @@ func (e *entry) describe(fd int) error {
 	return err
 }
 
-// directory makes a directory, or takes the one that is there (or that a link
-// which stays below the target leads to) as it is.
+// directory makes a directory, or takes the one that is there as it is, but
+// for its time.
 func (e *entry) directory() error {
 	err := unix.Mkdirat(e.dir, e.base, 0o700)
 	if errors.Is(err, unix.EEXIST) {
-		fd, err := e.x.resolveDir(e.name)
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) {
-			return api.Errorf(api.CodeExists, "copying to %s in the guest: %s is no directory there, but one in the copy", e.x.target, e.name).
-				WithHint("remove it first, or choose another target")
-		}
-		if err == nil {
-			unix.Close(fd)
-		}
-		return err
+		return e.merge()
 	}
 	if err != nil {
 		return err
@@ -160,6 +151,30 @@ func (e *entry) directory() error {
 	defer unix.Close(fd)
 	e.x.times = append(e.x.times, dirTime{e.name, e.ModTime})
 	return e.describe(fd)
+}
+
+// merge accepts what is there if it is a directory, or a link to one that
+// stays below the target.
+func (e *entry) merge() error {
+	if e.isDirectory() {
+		e.x.times = append(e.x.times, dirTime{e.name, e.ModTime})
+		return nil
+	}
+	fd, err := e.x.resolveDir(e.name)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) {
+		return api.Errorf(api.CodeExists, "copying to %s in the guest: %s is no directory there, but one in the copy", e.x.target, e.name).
+			WithHint("remove it first, or choose another target")
+	}
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+func (e *entry) isDirectory() bool {
+	var st unix.Stat_t
+	err := unix.Fstatat(e.dir, e.base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
 func (e *entry) symlink() error {
