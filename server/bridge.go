@@ -50,7 +50,8 @@ type bridge struct {
 	ping    time.Duration
 	tcp     bool
 
-	blocked atomic.Bool // the guest isn't taking its input
+	blocked atomic.Bool           // the guest isn't taking its input
+	lost    atomic.Pointer[error] // why output could not be read to its end
 }
 
 // errGone ends a bridge whose client left.
@@ -94,6 +95,9 @@ func (b *bridge) run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return b.leave(ctx)
 	}
+	if lost := b.lost.Load(); err == nil && lost != nil {
+		err = *lost
+	}
 	if err != nil {
 		finish(use, b.conn, final{Error: problemOf(err).apiError()})
 		return err
@@ -127,7 +131,10 @@ func (b *bridge) send(ctx context.Context, cancel context.CancelCauseFunc, chann
 			}
 		}
 		if err != nil {
-			return // the reason, if it isn't the end, comes with the exit status
+			if err != io.EOF {
+				b.lost.Store(&err)
+			}
+			return
 		}
 	}
 }

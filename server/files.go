@@ -25,7 +25,7 @@ type FilePath struct {
 
 type putFiles struct {
 	FilePath
-	Mutation
+	Unconditional
 	Upload upload
 }
 

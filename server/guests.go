@@ -38,13 +38,13 @@ func (s *Server) guestRoutes() {
 	console.Description = "Closing the stream detaches and leaves the guest running."
 	handle(s, example(console, map[string]any{"stdin": true, "replay": true}), s.attachConsole)
 	handle(s, route(tag, "get-stats", http.MethodGet, "/v1/instances/{name}/stats", "Measure a running guest"),
-		func(ctx context.Context, in *InstanceName) (*object[api.Stats], error) {
+		func(ctx context.Context, in *InstanceName) (*plain[api.Stats], error) {
 			p, err := in.project()
 			if err != nil {
 				return nil, err
 			}
 			st, err := s.backend.Stats(ctx, p, in.Name)
-			return objectOf(&st, err)
+			return plainOf(&st, err)
 		})
 	handle(s, route(tag, "list-stats", http.MethodGet, "/v1/stats", "Measure all running guests"),
 		func(ctx context.Context, in *listStats) (*page[api.Stats], error) {
@@ -56,7 +56,7 @@ func (s *Server) guestRoutes() {
 		})
 }
 
-func (s *Server) execInstance(ctx context.Context, in *execInstance) (*object[api.Ticket], error) {
+func (s *Server) execInstance(ctx context.Context, in *execInstance) (*plain[api.Ticket], error) {
 	p, err := in.project()
 	if err != nil {
 		return nil, err
@@ -65,12 +65,12 @@ func (s *Server) execInstance(ctx context.Context, in *execInstance) (*object[ap
 		return nil, err
 	}
 	req := in.Body
-	return objectOf(s.tickets.issue(callOf(ctx).caller.kind, func(ctx context.Context) (session, error) {
+	return plainOf(s.tickets.issue(callOf(ctx).caller.kind, func(ctx context.Context) (session, error) {
 		return s.openExec(ctx, p, in.Name, req)
 	}))
 }
 
-func (s *Server) attachConsole(ctx context.Context, in *attachConsole) (*object[api.Ticket], error) {
+func (s *Server) attachConsole(ctx context.Context, in *attachConsole) (*plain[api.Ticket], error) {
 	p, err := in.project()
 	if err != nil {
 		return nil, err
@@ -82,7 +82,7 @@ func (s *Server) attachConsole(ctx context.Context, in *attachConsole) (*object[
 	if req == nil {
 		req = &api.ConsoleRequest{}
 	}
-	return objectOf(s.tickets.issue(callOf(ctx).caller.kind, func(ctx context.Context) (session, error) {
+	return plainOf(s.tickets.issue(callOf(ctx).caller.kind, func(ctx context.Context) (session, error) {
 		opts := control.ConsoleOptions{ConsoleOptions: engine.ConsoleOptions{Stdin: req.Stdin, Replay: req.Replay}, Start: req.Start}
 		c, _, err := s.backend.Console(ctx, p, in.Name, opts)
 		if err != nil {

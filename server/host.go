@@ -11,9 +11,9 @@ import (
 func (s *Server) hostRoutes() {
 	const tag = "host"
 	handle(s, route(tag, "get-host", http.MethodGet, "/v1/host", "Show the daemon and its host"),
-		func(context.Context, *Hostwide) (*object[api.HostInfo], error) {
+		func(context.Context, *Hostwide) (*plain[api.HostInfo], error) {
 			info := s.backend.Info()
-			return objectOf(&info, nil)
+			return plainOf(&info, nil)
 		})
 	op := route(tag, "get-doctor", http.MethodGet, "/v1/host/doctor", "Find out what this host can do")
 	op.Description = "What each capability needs, whether it is there, and what would change that."

@@ -38,7 +38,7 @@ type buildImage struct {
 
 type importImage struct {
 	Hostwide
-	Mutation
+	Unconditional
 	Name   string `query:"name" doc:"Name of the image; the archive's own if left out"`
 	Upload upload
 }
@@ -50,13 +50,13 @@ type exportImage struct {
 
 type deleteImage struct {
 	ImageRef
-	Mutation
+	Unconditional
 	Force bool `query:"force" doc:"Also when other names remain"`
 }
 
 type pruneImages struct {
 	Hostwide
-	Mutation
+	Unconditional
 }
 
 // Pruned is what a prune removed.
@@ -76,8 +76,8 @@ func (s *Server) imageRoutes() {
 			return pageOf(all, in.Paged, func(i *api.Image) string { return i.Digest })
 		})
 	handle(s, route(tag, "get-image", http.MethodGet, "/v1/image", "Show an image"),
-		func(ctx context.Context, in *ImageRef) (*object[api.Image], error) {
-			return objectOf(s.backend.Image(ctx, in.Ref))
+		func(ctx context.Context, in *ImageRef) (*plain[api.Image], error) {
+			return plainOf(s.backend.Image(ctx, in.Ref))
 		})
 	handle(s, s.accepted(example(route(tag, "pull-image", http.MethodPost, "/v1/images/pull", "Pull an image from a registry"),
 		map[string]any{"reference": "debian:bookworm"})),
@@ -94,8 +94,8 @@ func (s *Server) imageRoutes() {
 	imp := route(tag, "import-image", http.MethodPost, "/v1/images/import", "Import an image from an archive")
 	imp.Description = "An OCI layout, a docker-save archive or a root file system as tar, compressed or not. The answer comes when the image is there."
 	imp.RequestBody = &huma.RequestBody{Required: true, Content: binaryBody("application/octet-stream")}
-	handle(s, imp, func(ctx context.Context, in *importImage) (*object[api.Image], error) {
-		return objectOf(s.backend.ImportImage(ctx, in.Name, in.Upload.body))
+	handle(s, imp, func(ctx context.Context, in *importImage) (*plain[api.Image], error) {
+		return plainOf(s.backend.ImportImage(ctx, in.Name, in.Upload.body))
 	})
 	exp := route(tag, "export-image", http.MethodGet, "/v1/image/export", "Export an image as an archive")
 	exp.Description = "If it fails on the way the connection is cut."
@@ -106,12 +106,12 @@ func (s *Server) imageRoutes() {
 			return nil, s.backend.DeleteImage(ctx, in.Ref, in.Force)
 		})
 	handle(s, route(tag, "prune-images", http.MethodPost, "/v1/images/prune", "Delete the images that nothing needs"),
-		func(ctx context.Context, _ *pruneImages) (*object[Pruned], error) {
+		func(ctx context.Context, _ *pruneImages) (*plain[Pruned], error) {
 			freed, digests, err := s.backend.PruneImages(ctx)
 			if digests == nil {
 				digests = []string{}
 			}
-			return objectOf(&Pruned{Freed: freed, Digests: digests}, err)
+			return plainOf(&Pruned{Freed: freed, Digests: digests}, err)
 		})
 }
 

@@ -33,6 +33,7 @@ type createInstance struct {
 
 type patchInstance struct {
 	InstanceName
+	Keyed
 	Conditional
 	Waiting
 	Body mergePatch[api.InstanceSpec] `contentType:"application/merge-patch+json"`
@@ -40,6 +41,7 @@ type patchInstance struct {
 
 type renameInstance struct {
 	InstanceName
+	Keyed
 	Conditional
 	Waiting
 	Body newName
@@ -63,6 +65,7 @@ type powerOptions struct {
 
 type deleteInstance struct {
 	InstanceName
+	Keyed
 	Conditional
 	Waiting
 	Force bool `query:"force" doc:"Also when it runs"`

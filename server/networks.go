@@ -15,7 +15,7 @@ type NetworkName struct {
 
 type createNetwork struct {
 	Scoped
-	Mutation
+	Unconditional
 	Body api.Network
 }
 
@@ -27,7 +27,7 @@ type patchNetwork struct {
 
 type deleteNetwork struct {
 	NetworkName
-	Mutation
+	Unconditional
 }
 
 func (s *Server) networkRoutes() {

@@ -16,9 +16,9 @@ import (
 
 const apiDescription = `The interface of a Cleave host: everything that the command line does goes through it.
 
-Over the unix socket the caller is known by its credentials; over TCP every request carries a bearer token. A resource is {name, project, labels, revision, spec, status}; the project is chosen with ?project= and is "default" if it is left out. Names of fields are matched exactly, and unknown fields and query parameters are errors.
+Over the unix socket the caller is known by its credentials: root, or a member of the group cleave. Over TCP every request carries a bearer token. What names a directory of the host is for root over the unix socket alone. A resource is {name, project, labels, revision, spec, status}; the project is chosen with ?project= and is "default" if it is left out. Names of fields are matched exactly, and unknown fields and query parameters are errors.
 
-Long work answers 202 with an operation. Follow it at /v1/operations/{id}, or send ` + "`Prefer: wait=SECONDS`" + ` to get the answer once it has ended. Mutating calls accept an Idempotency-Key: repeating a call with the same key answers the first one's operation. Objects carry their revision as ETag; a change with If-Match fails with status 412 when the object has changed since.
+Long work answers 202 with an operation. Follow it at /v1/operations/{id}, or send ` + "`Prefer: wait=SECONDS`" + ` to get the answer once it has ended. Calls that start one accept an Idempotency-Key: repeating a call with the same key answers the first one's operation. Objects carry their revision as ETag; a change with If-Match fails with status 412 when the object has changed since.
 
 Listings are pages: ask for more with ?cursor= and the answer's next. Failures are application/problem+json with a stable code, the field at fault and a hint.
 
@@ -68,7 +68,6 @@ type bytesSchema int64
 // Schema implements huma.SchemaProvider.
 func (bytesSchema) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
-		Description: "Bytes",
 		AnyOf: []*huma.Schema{
 			{Type: huma.TypeInteger, Format: "int64"},
 			{Type: huma.TypeString, Pattern: `^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]([iI]?[bB]?)?|[bB])?\s*$`, PatternDescription: "a number with a unit, like 512MiB or 20GiB"},

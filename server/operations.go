@@ -112,7 +112,7 @@ type getOperation struct {
 
 type cancelOperation struct {
 	OperationID
-	Mutation
+	Unconditional
 }
 
 func (s *Server) operationRoutes() {

@@ -121,17 +121,21 @@ type Hostwide struct {
 	Project string `query:"project" hidden:"true"`
 }
 
-// Mutation are the requests that change something.
+// Mutation are the requests that start an operation.
 type Mutation struct {
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Any text, unique to this call: repeating it does nothing new"`
-	// Undeclared where the backend can't honour it, and then refused.
+	Keyed
 	Unconditional
 }
 
-func (m Mutation) idempotencyKey() string { return m.IdempotencyKey }
+// Keyed are the requests that may be repeated safely.
+type Keyed struct {
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Any text, unique to this call: repeating it does nothing new"`
+}
 
-// Unconditional refuses If-Match, which must not be ignored (RFC 9110
-// §13.1.1).
+func (k Keyed) idempotencyKey() string { return k.IdempotencyKey }
+
+// Unconditional are the mutations that can't honour If-Match, which must not
+// be ignored (RFC 9110 §13.1.1).
 type Unconditional struct{}
 
 // Resolve implements huma.Resolver.
@@ -144,11 +148,8 @@ func (*Unconditional) Resolve(ctx huma.Context) []error {
 
 // Conditional are the mutations that honour If-Match.
 type Conditional struct {
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Any text, unique to this call: repeating it does nothing new"`
-	IfMatch        string `header:"If-Match" doc:"ETag of the object: fail with status 412 when it has changed since" example:"\"42\""`
+	IfMatch string `header:"If-Match" doc:"ETag of the object: fail with status 412 when it has changed since" example:"\"42\""`
 }
-
-func (c Conditional) idempotencyKey() string { return c.IdempotencyKey }
 
 // revision reads If-Match (RFC 9110 §13.1.1); 0 is any. A weak tag never
 // matches, and several can't be honoured.
@@ -194,6 +195,16 @@ func objectOf[T any](o *T, err error) (*object[T], error) {
 		out.ETag = etag(r.GetMeta().Revision)
 	}
 	return out, nil
+}
+
+// plain is an answer without a revision.
+type plain[T any] struct{ Body *T }
+
+func plainOf[T any](v *T, err error) (*plain[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	return &plain[T]{Body: v}, nil
 }
 
 type nothing struct{}

@@ -33,18 +33,18 @@ type listScoped struct {
 
 type createPool struct {
 	Hostwide
-	Mutation
+	Unconditional
 	Body api.Pool
 }
 
 type deletePool struct {
 	PoolName
-	Mutation
+	Unconditional
 }
 
 type createVolume struct {
 	Scoped
-	Mutation
+	Unconditional
 	Body api.Volume
 }
 
@@ -56,7 +56,7 @@ type patchVolume struct {
 
 type deleteVolume struct {
 	VolumeName
-	Mutation
+	Unconditional
 }
 
 // created describes the answer to what makes an object at once.

@@ -10,13 +10,13 @@ import (
 
 type createToken struct {
 	Hostwide
-	Mutation
+	Unconditional
 	Body api.Token
 }
 
 type deleteToken struct {
 	Hostwide
-	Mutation
+	Unconditional
 	Name string `path:"name" doc:"Name of the token"`
 }
 
