@@ -1,5 +1,5 @@
-// Package settings is the vocabulary in which people write an instance: the
-// flags of launch, the keys of set and the keys in a stack file are one
+// Package settings is the vocabulary in which people write resources: the
+// flags of launch and create, the keys of set and of a stack file are one
 // table, so that what works in one place works in all of them.
 //
 // A value is written as text, checked as far as that is possible without the

@@ -10,31 +10,31 @@ import (
 
 // Find returns the setting of a key; of KEY.NAME, the map and the name in
 // it. An unknown key's error names those that look like it.
-func Find(key string) (s *Setting, entry string, err error) {
-	for _, s := range All {
+func (t Table) Find(key string) (s *Setting, entry string, err error) {
+	for _, s := range t {
 		if s.Key == key || slices.Contains(s.Aliases, key) {
 			return s, "", nil
 		}
 	}
 	head, entry, dotted := strings.Cut(key, ".")
 	if dotted && entry != "" {
-		for _, s := range All {
+		for _, s := range t {
 			if s.shape == table && (s.Key == head || slices.Contains(s.Aliases, head)) {
 				return s, entry, nil
 			}
 		}
 	}
 	e := api.Errorf(api.CodeInvalid, "there is no setting %q", key)
-	if near := Nearest(key, Keys()); len(near) > 0 {
+	if near := Nearest(key, t.Keys()); len(near) > 0 {
 		return nil, "", e.WithHint("did you mean %s?", strings.Join(near, " or "))
 	}
 	return nil, "", e
 }
 
 // Keys lists all keys, without aliases.
-func Keys() []string {
-	keys := make([]string, len(All))
-	for i, s := range All {
+func (t Table) Keys() []string {
+	keys := make([]string, len(t))
+	for i, s := range t {
 		keys[i] = s.Key
 	}
 	return keys

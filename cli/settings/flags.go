@@ -33,10 +33,10 @@ func (v value) Set(text string) error {
 	return e
 }
 
-// Flags registers a flag for every setting that has one. What they are given
-// ends up in p.
+// Flags registers a flag for every setting of p's table that has one. What
+// they are given ends up in p.
 func Flags(fs *pflag.FlagSet, p *Patch) {
-	for _, s := range All {
+	for _, s := range p.Table {
 		if s.Flag == "" {
 			continue
 		}
@@ -44,16 +44,25 @@ func Flags(fs *pflag.FlagSet, p *Patch) {
 		if s.IsSwitch() {
 			f.NoOptDefVal = "true"
 		}
-		f.Annotations = map[string][]string{SectionAnnotation: {string(s.Section)}}
+		if s.Section != "" {
+			f.Annotations = map[string][]string{SectionAnnotation: {string(s.Section)}}
+		}
 	}
+}
+
+// InstanceFlags registers the flags of instances, and those that are short
+// for others.
+func InstanceFlags(fs *pflag.FlagSet, p *Patch) {
+	p.Table = Instance
+	Flags(fs, p)
 	add(fs, "init", "", Process, "", func(text string) error {
-		s, _, _ := Find("init")
+		s, _, _ := Instance.Find("init")
 		return p.Add(s, text)
 	}).Hidden = true
 	fs.Lookup("init").NoOptDefVal = "true"
 	add(fs, "env-file", "FILE", Process, "read environment variables from a file of NAME=VALUE lines", p.envFile)
 	off := add(fs, "no-health", "", Health, "turn the image's health check off", func(string) error {
-		s, _, _ := Find("health.command")
+		s, _, _ := Instance.Find("health.command")
 		return p.Add(s, "")
 	})
 	off.NoOptDefVal = "true"
@@ -83,7 +92,7 @@ func (p *Patch) envFile(path string) error {
 		return err
 	}
 	defer f.Close()
-	env, _, _ := Find("env")
+	env, _, _ := Instance.Find("env")
 	sc := bufio.NewScanner(f)
 	for n := 1; sc.Scan(); n++ {
 		line := strings.TrimSpace(sc.Text())

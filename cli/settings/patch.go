@@ -12,6 +12,8 @@ import (
 
 // Patch collects values on their way to the daemon.
 type Patch struct {
+	// Table is what may be set.
+	Table Table
 	// Dir is what relative paths of the host are relative to; the working
 	// directory if empty.
 	Dir  string
@@ -24,15 +26,16 @@ func (p *Patch) Empty() bool { return len(p.tree) == 0 }
 // MarshalJSON gives the merge patch.
 func (p *Patch) MarshalJSON() ([]byte, error) { return json.Marshal(p.tree) }
 
-// Into sets the patch's fields in an instance. Fields that are there stay.
-func (p *Patch) Into(in *api.Instance) error {
+// Into sets the patch's fields in the resource that v points to. Other fields
+// stay.
+func (p *Patch) Into(v any) error {
 	b, err := json.Marshal(p.tree)
 	if err != nil || p.Empty() {
 		return err
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
-	return dec.Decode(in)
+	return dec.Decode(v)
 }
 
 // put stores v at a path like spec.resources.memory.
@@ -157,13 +160,13 @@ func (p *Patch) Assign(text string) error {
 		if !reset {
 			return api.Errorf(api.CodeInvalid, "%q says no value", text).WithHint("write KEY=VALUE, or KEY- for the default")
 		}
-		s, entry, err := Find(k)
+		s, entry, err := p.Table.Find(k)
 		if err == nil {
 			p.Reset(s, entry)
 		}
 		return err
 	}
-	s, entry, err := Find(key)
+	s, entry, err := p.Table.Find(key)
 	switch {
 	case err != nil:
 		return err

@@ -99,15 +99,17 @@ func mount(p *Patch, s string) (any, error) {
 		m["volume"] = src
 		return []any{m}, nil
 	}
-	if !filepath.IsAbs(src) {
-		src = filepath.Join(p.Dir, src)
+	dir, err := directory(p, src)
+	m["hostPath"] = dir
+	return []any{m}, err
+}
+
+// directory makes a path of the host absolute.
+func directory(p *Patch, s string) (any, error) {
+	if !filepath.IsAbs(s) {
+		s = filepath.Join(p.Dir, s)
 	}
-	abs, err := filepath.Abs(src)
-	if err != nil {
-		return nil, err
-	}
-	m["hostPath"] = abs
-	return []any{m}, nil
+	return filepath.Abs(s)
 }
 
 // nic reads NETWORK[:OPTION=VALUE[;...]] or none. Options may be separated

@@ -49,7 +49,7 @@ func TestAssignBuildsMergePatch(t *testing.T) {
 		{"sysctl.net.ipv4.ip_forward=1", `{"spec":{"sysctls":{"net.ipv4.ip_forward":"1"}}}`},
 	} {
 		t.Run(tt.text, func(t *testing.T) {
-			var p Patch
+			p := Patch{Table: Instance}
 			if err := p.Assign(tt.text); err != nil {
 				t.Fatal(err)
 			}
@@ -100,7 +100,7 @@ func TestAssignRefusesNonsenseWithAWayOut(t *testing.T) {
 		{"stop.timeout=-1s", "not a time span"},
 	} {
 		t.Run(tt.text, func(t *testing.T) {
-			var p Patch
+			p := Patch{Table: Instance}
 			err := p.Assign(tt.text)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want it to contain %q", err, tt.want)
@@ -135,8 +135,8 @@ func sample(s *Setting) string {
 }
 
 func TestEveryPathIsAFieldOfTheAPI(t *testing.T) {
-	for _, s := range All {
-		var p Patch
+	for _, s := range Instance {
+		p := Patch{Table: Instance}
 		if s.Key == "cap.add" || s.Key == "cap.drop" {
 			if err := p.Add(s, "NET_RAW"); err != nil {
 				t.Fatal(err)
@@ -156,7 +156,7 @@ func TestEveryPathIsAFieldOfTheAPI(t *testing.T) {
 
 func TestKeysFlagsAndAliasesAreUnique(t *testing.T) {
 	seen := map[string]string{}
-	for _, s := range All {
+	for _, s := range Instance {
 		for _, k := range append([]string{s.Key, "--" + s.Flag + s.Key[:0]}, s.Aliases...) {
 			if k == "--" {
 				continue
@@ -178,7 +178,7 @@ func TestFlagsFillAnInstance(t *testing.T) {
 	t.Setenv("FROM_HERE", "yes")
 	p := Patch{Dir: "/base"}
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
-	Flags(fs, &p)
+	InstanceFlags(fs, &p)
 	err := fs.Parse([]string{"--cpus", "1.5", "-m", "1GiB", "-e", "FROM_HERE", "-e", "C=a,b", "--env-file", file,
 		"-p", "80:80", "-p", "443:443", "--autostart", "--init=false", "-v", "./x:/x", "--no-health", "--network", "none"})
 	if err != nil {
@@ -215,13 +215,13 @@ func TestParseDurationKnowsDaysAndWeeks(t *testing.T) {
 }
 
 func FuzzAssign(f *testing.F) {
-	for _, s := range All {
+	for _, s := range Instance {
 		f.Add(s.Key + "=" + sample(s))
 	}
 	f.Add("env.X-")
 	f.Add("publish=[::1]:1-9:1-9/udp")
 	f.Fuzz(func(t *testing.T, text string) {
-		var p Patch
+		p := Patch{Table: Instance}
 		if p.Assign(text) != nil {
 			return
 		}

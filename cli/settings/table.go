@@ -19,7 +19,7 @@ const (
 // Sections lists them all.
 var Sections = []Section{Process, Life, Limits, Storage, Net, Health, Isolation}
 
-// Setting is one thing that can be said about an instance.
+// Setting is one thing that can be said about a resource.
 type Setting struct {
 	Key     string   // in set and stack files, like memory.soft
 	Aliases []string // other spellings of Key
@@ -54,8 +54,11 @@ func (s *Setting) IsMap() bool { return s.shape == table }
 // IsSwitch tells whether the setting is on or off.
 func (s *Setting) IsSwitch() bool { return s.Value == "" }
 
-// All is the table, ordered by section and use.
-var All = []*Setting{
+// Table is all that can be said about one kind of resource.
+type Table []*Setting
+
+// Instance is the table of instances, ordered by section and use.
+var Instance = Table{
 	{Key: "kind", Flag: "kind", Value: "KIND", Section: Process, Path: "spec.kind", parse: text,
 		Choices: []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}, Doc: "the wall around the guest"},
 	{Key: "image", Value: "IMAGE", Section: Process, Path: "spec.image", parse: text, Doc: "image it is made from"},

@@ -1,0 +1,28 @@
+package settings
+
+var labels = &Setting{Key: "labels", Aliases: []string{"label"}, Flag: "label", Short: "l", Value: "NAME=VALUE", Path: "labels", parse: text, shape: table, Doc: "label to select it by"}
+
+// Pool is the table of storage pools.
+var Pool = Table{
+	{Key: "driver", Flag: "driver", Value: "DRIVER", Path: "spec.driver", parse: text, Choices: []string{"btrfs", "dir"}, Doc: "how volumes are kept"},
+	{Key: "source", Flag: "source", Value: "DIR", Path: "spec.source", parse: directory, Doc: "directory of the host (default: below the data directory)"},
+	{Key: "size", Flag: "size", Value: "SIZE", Path: "spec.size", parse: size, Doc: "most that a loop file may grow to (default: as large as its disk allows)"},
+	labels,
+}
+
+// Volume is the table of volumes.
+var Volume = Table{
+	{Key: "pool", Flag: "pool", Value: "POOL", Path: "spec.pool", parse: text, Doc: "pool it lives in (default \"default\")"},
+	{Key: "size", Flag: "size", Value: "SIZE", Path: "spec.size", parse: size, Doc: "how much it may hold (default unlimited)"},
+	labels,
+}
+
+// Network is the table of networks.
+var Network = Table{
+	{Key: "ipv4", Flag: "ipv4", Value: "SUBNET", Path: "spec.ipv4", parse: text, Doc: "IPv4 subnet, or none (default: chosen)"},
+	{Key: "ipv6", Flag: "ipv6", Value: "SUBNET", Path: "spec.ipv6", parse: text, Doc: "IPv6 subnet, or none (default: chosen)"},
+	{Key: "nat", Flag: "nat", Path: "spec.nat", parse: boolean, Doc: "hide the guests behind the host's address (default true)"},
+	{Key: "domain", Flag: "domain", Value: "NAME", Path: "spec.domain", parse: text, Doc: "DNS domain of the guests' names (default \"cleave\")"},
+	{Key: "mtu", Flag: "mtu", Value: "N", Path: "spec.mtu", parse: count, Doc: "largest packet (default 1500)"},
+	labels,
+}
