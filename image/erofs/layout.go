@@ -59,7 +59,7 @@ func (w *Writer) plan(root *Inode) (order []*Inode, metaSize int64, err error) {
 		stack = stack[:len(stack)-1]
 		for n := len(dir.Entries) - 1; n >= 0; n-- {
 			if i := dir.Entries[n].Inode; i.IsDir() {
-				if i.placed {
+				if i.parent != nil {
 					return nil, 0, fmt.Errorf("directory %q has two names", dir.Entries[n].Name)
 				}
 				i.parent, i.nlink = dir, 2

@@ -34,7 +34,7 @@ const (
 	maxTarget  = 4095
 	maxDepth   = 2048
 	maxLinks   = 40      // symbolic links on one path, as in Linux
-	maxSteps   = 1 << 28 // names looked at while merging
+	maxSteps   = 1 << 27 // names looked at while merging
 )
 
 // Budget bounds what the layers of one image may add up to.
