@@ -4,11 +4,27 @@
 //
 // Desired state is handed over whole and compared with what the kernel has;
 // only the difference is written. Guests keep their network while the daemon
-// is down, except for DNS.
+// is down, except for DNS. A new daemon calls Ensure for every network and
+// then Sweep once, with the ports and forwards that are wanted.
+//
+// A network is a bridge that holds the gateway addresses. A guest may send
+// from its own addresses only, reaches its gateway's DNS and nothing else of
+// the host, guests of its own network, ports that are published, and what
+// the host routes to. Guests of other networks and the world reach it by
+// published ports only (and the world reaches all of a network without NAT).
+// Published ports also answer on 127.0.0.1 of the host; on ::1 they can't,
+// for want of route_localnet in IPv6, and refuse.
+//
+// A bridge of Linux has room for 1023 ports (BR_PORT_BITS): more guests need
+// a second network.
+//
+// All methods of a Manager may be called from any goroutine, but calls for
+// one port, or for the forwards of one instance, must not overlap. Attach,
+// Detach, SetRates and SetForwards wait for a few kernel transactions, some
+// ms in all; Ensure, Remove, Sweep and Destroy take turns and may take longer.
 package network
 
 import (
-	"context"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -18,10 +34,12 @@ import (
 
 // Options say where a Manager works.
 type Options struct {
-	// Scope tells the daemons of one host apart; empty for the default one.
+	// Scope tells the daemons of one host apart: at most six characters,
+	// empty for the default one.
 	Scope string
-	// Dir keeps what must survive a reboot of the daemon, Run what must not
-	// survive one of the host.
+	// Dir and Run are the daemon's directories. Nothing is kept there today:
+	// networks live in their resources, and what was changed on the host
+	// in a file of the host.
 	Dir, Run string
 	// ResolvConf names the host's resolvers; /etc/resolv.conf if empty.
 	ResolvConf string
@@ -32,7 +50,7 @@ type Options struct {
 type Port struct {
 	Network    string // id of the network
 	Instance   string // id of the instance
-	Link       string // the host's end
+	Link       string // the host's end, at most 14 characters
 	Name       string // in the guest, like eth0
 	MAC        net.HardwareAddr
 	IPv4, IPv6 netip.Addr // the zero Addr for none
@@ -42,7 +60,9 @@ type Port struct {
 
 // Forward sends a port of the host to a guest.
 type Forward struct {
-	HostIP             netip.Addr // zero or unspecified for all addresses
+	// HostIP is one address of the host. The zero Addr means all, of both
+	// families; 0.0.0.0 and :: mean all of one.
+	HostIP             netip.Addr
 	HostPort           uint16
 	Protocol           string     // tcp or udp
 	GuestIP4, GuestIP6 netip.Addr // the zero Addr for none
@@ -54,71 +74,3 @@ type Counters struct {
 	RxBytes, TxBytes, RxPackets, TxPackets uint64
 	Dropped                                uint64 // both ways
 }
-
-// Manager is the network of one scope of this host.
-type Manager struct{}
-
-var errSkeleton = api.Errorf(api.CodeUnsupported, "networks are not supported by this build")
-
-// Open takes over what an earlier Manager of the scope left in the kernel.
-func Open(ctx context.Context, o Options) (*Manager, error) { return nil, errSkeleton }
-
-// Ensure makes n real, or finds that it is, and returns its status.
-func (m *Manager) Ensure(ctx context.Context, n *api.Network) (api.NetworkStatus, error) {
-	return api.NetworkStatus{}, errSkeleton
-}
-
-// Remove takes a network away; it is no error when there is none.
-func (m *Manager) Remove(ctx context.Context, id string) error { return errSkeleton }
-
-// Attach makes p, with its inner end in the network namespace of pid.
-func (m *Manager) Attach(ctx context.Context, p Port, pid int) error { return errSkeleton }
-
-// Detach takes p away.
-func (m *Manager) Detach(ctx context.Context, p Port) error { return errSkeleton }
-
-// SetRates changes the limits of a live port to p.In and p.Out.
-func (m *Manager) SetRates(ctx context.Context, p Port) error { return errSkeleton }
-
-// SetForwards replaces the forwards of an instance; nil removes them.
-func (m *Manager) SetForwards(ctx context.Context, instance string, f []Forward) error {
-	return errSkeleton
-}
-
-// SetNames replaces all names of a network.
-func (m *Manager) SetNames(network string, names map[string][]netip.Addr) {}
-
-// SetName adds or replaces one name of a network.
-func (m *Manager) SetName(network, name string, addrs ...netip.Addr) {}
-
-// DeleteName removes one name of a network.
-func (m *Manager) DeleteName(network, name string) {}
-
-// Allocate chooses addresses for a new port of n.
-func (m *Manager) Allocate(n *api.Network, used func(netip.Addr) bool, fixed4, fixed6 string) (v4, v6 netip.Prefix, err error) {
-	return netip.Prefix{}, netip.Prefix{}, errSkeleton
-}
-
-// Gateway is n's own address in each family, the zero Addr for none.
-func (m *Manager) Gateway(n *api.Network) (v4, v6 netip.Addr) { return netip.Addr{}, netip.Addr{} }
-
-// ResolvConf is what guests of n have in /etc/resolv.conf.
-func ResolvConf(n *api.Network) string { return "" }
-
-// Counters reads the counters of the links that exist.
-func (m *Manager) Counters(links []string) (map[string]Counters, error) { return nil, errSkeleton }
-
-// Sweep removes ports and forwards that are not wanted and makes good what
-// is missing.
-func (m *Manager) Sweep(ctx context.Context, keep []Port, forwards map[string][]Forward) error {
-	return errSkeleton
-}
-
-// Probe tells what this host can do for networks.
-func (m *Manager) Probe(ctx context.Context) []api.Finding { return nil }
-
-// Close ends DNS; guests keep the rest.
-func (m *Manager) Close() error { return nil }
-
-// Destroy removes everything of the scope from the kernel.
-func (m *Manager) Destroy(ctx context.Context) error { return errSkeleton }

@@ -37,7 +37,7 @@ func (u *upstream) list() []netip.Addr {
 	}
 	if !info.ModTime().Equal(u.read) || info.Size() != u.size {
 		if content, err := os.ReadFile(u.path); err == nil {
-			u.servers = parseResolvConf(content)
+			u.servers = ParseResolvConf(content)
 			u.read, u.size = info.ModTime(), info.Size()
 		}
 	}
@@ -45,8 +45,8 @@ func (u *upstream) list() []netip.Addr {
 	return servers[:min(len(servers), mostServers)]
 }
 
-// parseResolvConf finds the name servers in a resolv.conf(5).
-func parseResolvConf(content []byte) []netip.Addr {
+// ParseResolvConf finds the name servers in a resolv.conf(5).
+func ParseResolvConf(content []byte) []netip.Addr {
 	var servers []netip.Addr
 	lines := bufio.NewScanner(bytes.NewReader(content))
 	for lines.Scan() {

@@ -151,7 +151,9 @@ var (
 	accept     = statement{&expr.Verdict{Kind: expr.VerdictAccept}}
 	drop       = statement{&expr.Verdict{Kind: expr.VerdictDrop}}
 	masquerade = statement{&expr.Masq{}}
-	// refuse answers that it is forbidden, so that nobody waits in vain.
+	// reset and refuse answer that it is forbidden, so that nobody waits in
+	// vain. The kernel sends ICMP errors at a limited rate, and so not always.
+	reset  = statement{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	refuse = statement{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
 )
 

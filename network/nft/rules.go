@@ -77,6 +77,7 @@ func inetChains(s *sets) []chain {
 			rule(notIn(s.bridges, oifname), accept),
 			rule(translated, accept),
 			rule(in(s.pairs, iifname, oifname), accept),
+			rule(tcp, reset),
 			rule(refuse),
 		}},
 		{name: "to-guest", rules: [][]statement{
@@ -97,6 +98,7 @@ func inetChains(s *sets) []chain {
 			rule(ipv6, is(l4proto, []byte{unix.IPPROTO_ICMPV6}), is(icmpType, []byte{icmp6Echo}), accept),
 			rule(ipv6, is(l4proto, []byte{unix.IPPROTO_ICMPV6}), is(icmpType, []byte{icmp6Solicit}), accept),
 			rule(ipv6, is(l4proto, []byte{unix.IPPROTO_ICMPV6}), is(icmpType, []byte{icmp6Advert}), accept),
+			rule(tcp, toHost, reset),
 			rule(toHost, refuse),
 			rule(drop),
 		})},

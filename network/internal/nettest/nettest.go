@@ -83,6 +83,17 @@ func New(t testing.TB) *Namespace {
 	return n
 }
 
+// Self is the namespace that the tests run in.
+func Self(t testing.TB) *Namespace {
+	t.Helper()
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	return &Namespace{PID: os.Getpid(), t: t, ns: ns}
+}
+
 // End kills the namespace's process.
 func (n *Namespace) End() {
 	if n.ns != nil {
@@ -129,4 +140,14 @@ func (n *Namespace) Do(f func() error) error {
 		done <- f()
 	}()
 	return <-done
+}
+
+// Here runs a command in the test's own namespace and returns its output.
+func Here(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
 }
