@@ -13,12 +13,20 @@
 package container
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
-	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/container/internal/cgroup"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -41,20 +49,63 @@ type Options struct {
 
 // Engine builds containers. It implements engine.Engine.
 type Engine struct {
-	opts Options
+	opts    Options
+	log     *slog.Logger
+	cgroups *cgroup.Tree
+	agent   *os.File // cleave-agent in a sealed memfd
+	images  *images
+	feature features
+	filters filters
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	watch  sync.WaitGroup // the goroutine that reads the keeper's exits
+	exits  chan engine.Exit
+
+	mu       sync.Mutex
+	keeper   *keeper.Client
+	starting map[string]*pending      // guests that Start is working on
+	waiting  map[string]chan struct{} // closed when the keeper tells of the guest's end
+	unwatch  context.CancelFunc       // ends the watch of the present keeper
 }
 
 var _ engine.Engine = (*Engine)(nil)
 
-// New opens the engine: guests that an earlier daemon started are found, and
-// what was left half made is removed.
-func New(opts Options) (*Engine, error) { return &Engine{opts: opts}, nil }
-
-// SetKeeper replaces the keeper after the old one went away. Guests that
-// live are handed to the new one.
-func (e *Engine) SetKeeper(ctx context.Context, k *keeper.Client) error { return errBuilding }
-
-var errBuilding = api.Errorf(api.CodeUnsupported, "the container engine is not built yet")
+// New opens the engine. Guests that an earlier daemon started live on and
+// are in List.
+func New(opts Options) (*Engine, error) {
+	if err := os.MkdirAll(opts.Run, 0o711); err != nil {
+		return nil, fmt.Errorf("make runtime directory: %w", err)
+	}
+	parent := "cleave"
+	if opts.Scope != "" {
+		parent += "-" + opts.Scope
+	}
+	tree, err := cgroup.Open(parent)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroups: %w", err)
+	}
+	agent, err := sealedCopy(opts.AgentBinary)
+	if err != nil {
+		tree.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &Engine{
+		opts: opts, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
+		cgroups: tree, agent: agent, feature: probeFeatures(),
+		ctx: ctx, cancel: cancel,
+		exits: make(chan engine.Exit, 64), starting: map[string]*pending{}, waiting: map[string]chan struct{}{},
+	}
+	e.images = newImages(&e.feature)
+	if opts.Keeper != nil {
+		if err := e.SetKeeper(ctx, opts.Keeper); err != nil {
+			e.Close()
+			return nil, err
+		}
+	}
+	return e, nil
+}
 
 // Name implements engine.Engine.
 func (e *Engine) Name() string { return "container" }
@@ -62,28 +113,68 @@ func (e *Engine) Name() string { return "container" }
 // Kind implements engine.Engine.
 func (e *Engine) Kind() api.Kind { return api.KindContainer }
 
-func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
-	return engine.Capabilities{Reason: errBuilding}, nil
+// LogDir implements engine.Engine.
+func (e *Engine) LogDir(id string) string { return e.opts.LogDir(id) }
+
+// Exits implements engine.Engine.
+func (e *Engine) Exits() <-chan engine.Exit { return e.exits }
+
+// Close implements engine.Engine. Guests live on.
+func (e *Engine) Close() error {
+	e.cancel()
+	e.watch.Wait()
+	close(e.exits)
+	e.images.close()
+	e.agent.Close()
+	return e.cgroups.Close()
 }
-func (e *Engine) Start(ctx context.Context, spec *engine.Spec) (*engine.Guest, error) {
-	return nil, errBuilding
+
+// Destroy removes what the engine keeps on the host beside guests: its empty
+// cgroups. It is for taking a daemon's installation down, before Close.
+func (e *Engine) Destroy() { e.cgroups.Destroy() }
+
+// dir is a guest's runtime directory.
+func (e *Engine) dir(id string) string { return filepath.Join(e.opts.Run, id) }
+
+// client is the present keeper.
+func (e *Engine) client() (*keeper.Client, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.keeper == nil {
+		return nil, api.Errorf(api.CodeUnavailable, "the keeper, which starts and holds guests, can't be reached").
+			WithHint("try again in a moment; see the daemon's log if it stays so")
+	}
+	return e.keeper, nil
 }
-func (e *Engine) Signal(ctx context.Context, id string, signal string) error { return errBuilding }
-func (e *Engine) Pause(ctx context.Context, id string) error                 { return errBuilding }
-func (e *Engine) Resume(ctx context.Context, id string) error                { return errBuilding }
-func (e *Engine) Update(ctx context.Context, id string, r api.Resources, root string) error {
-	return errBuilding
+
+// sealedCopy copies a program to a memfd that nobody can write to any more:
+// a guest that gets hold of its agent's executable can read it, and no more
+// (CVE-2019-5736).
+func sealedCopy(path string) (*os.File, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent: %w", err)
+	}
+	defer src.Close()
+	// MFD_EXEC is refused by kernels before 6.3, which take memfds for
+	// executable anyway.
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("cleave-agent", flags|unix.MFD_EXEC)
+	if err == unix.EINVAL {
+		fd, err = unix.MemfdCreate("cleave-agent", flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("copy the agent to memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "cleave-agent")
+	if _, err = io.Copy(f, src); err == nil {
+		if err = f.Chmod(0o555); err == nil {
+			_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("copy the agent to memory: %w", err)
+	}
+	return f, nil
 }
-func (e *Engine) Stats(ctx context.Context, id string) (api.Stats, error) {
-	return api.Stats{}, errBuilding
-}
-func (e *Engine) Agent(ctx context.Context, id string) (net.Conn, error) { return nil, errBuilding }
-func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOptions) (engine.Console, error) {
-	return nil, errBuilding
-}
-func (e *Engine) LogDir(id string) string                          { return e.opts.LogDir(id) }
-func (e *Engine) Clean(ctx context.Context, id string) error       { return errBuilding }
-func (e *Engine) Forget(ctx context.Context, id string) error      { return errBuilding }
-func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) { return nil, errBuilding }
-func (e *Engine) Exits() <-chan engine.Exit                        { return nil }
-func (e *Engine) Close() error                                     { return nil }
