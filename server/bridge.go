@@ -24,7 +24,8 @@ const (
 const (
 	maxMessage  = 4 << 20  // bytes of a client's message; data is passed on piece by piece
 	maxControl  = 4 << 10  // bytes of a client's control message
-	pieceSize   = 32 << 10 // bytes of output in one message
+	smallPiece  = 4 << 10  // what a stream begins to read at once; most are terminals
+	pieceSize   = 64 << 10 // what a busy one comes to
 	pongTimeout = 10 * time.Second
 )
 
@@ -120,9 +121,9 @@ func (b *bridge) leave(ctx context.Context) error {
 // send passes output on until its end. The piece is read behind the byte
 // that names the channel, so that it is never copied.
 func (b *bridge) send(ctx context.Context, cancel context.CancelCauseFunc, channel byte, r io.Reader) {
-	buf := make([]byte, 1+pieceSize)
-	buf[0] = channel
+	buf := make([]byte, 1+smallPiece)
 	for {
+		buf[0] = channel
 		n, err := r.Read(buf[1:])
 		if n > 0 {
 			if err := b.conn.Write(ctx, websocket.MessageBinary, buf[:1+n]); err != nil {
@@ -136,7 +137,18 @@ func (b *bridge) send(ctx context.Context, cancel context.CancelCauseFunc, chann
 			}
 			return
 		}
+		if n == len(buf)-1 {
+			buf = grown(buf, 1+pieceSize)
+		}
 	}
+}
+
+// grown is a larger buffer, for a stream that fills the one it has.
+func grown(buf []byte, most int) []byte {
+	if len(buf) >= most {
+		return buf
+	}
+	return make([]byte, min(4*len(buf), most))
 }
 
 // badMessage is a client's mistake.
@@ -147,14 +159,17 @@ func (e *badMessage) Error() string { return e.text }
 // receive takes the client's messages until it leaves.
 func (b *bridge) receive(ctx context.Context, cancel context.CancelCauseFunc) {
 	in := &input{w: b.session.Stdin(), blocked: &b.blocked}
-	buf := make([]byte, pieceSize)
+	buf := make([]byte, smallPiece)
 	for {
 		kind, r, err := b.conn.Reader(ctx)
 		if err == nil && kind != websocket.MessageBinary {
 			err = &badMessage{"messages must be binary"}
 		}
 		if err == nil {
-			err = b.message(r, in, buf)
+			var n int64
+			if n, err = b.message(r, in, buf); n >= int64(len(buf)) {
+				buf = grown(buf, pieceSize)
+			}
 		}
 		if err != nil {
 			cancel(fmt.Errorf("%w: %w", errGone, err))
@@ -163,31 +178,31 @@ func (b *bridge) receive(ctx context.Context, cancel context.CancelCauseFunc) {
 	}
 }
 
-func (b *bridge) message(r io.Reader, in *input, buf []byte) error {
+// message handles one message and tells how much input it held.
+func (b *bridge) message(r io.Reader, in *input, buf []byte) (int64, error) {
 	n, err := r.Read(buf[:1])
 	if n == 0 {
 		if err == io.EOF {
-			return &badMessage{"a message must name its channel"}
+			return 0, &badMessage{"a message must name its channel"}
 		}
-		return err
+		return 0, err
 	}
 	switch buf[0] {
 	case channelStdin:
-		_, err := io.CopyBuffer(in, onlyReader{r}, buf)
-		return err
+		return io.CopyBuffer(in, onlyReader{r}, buf)
 	case channelControl:
 		p, err := io.ReadAll(io.LimitReader(r, maxControl+1))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		o, err := parseOrder(p)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		b.obey(o, in)
-		return nil
+		return 0, nil
 	}
-	return &badMessage{fmt.Sprintf("channel %d is not the client's", buf[0])}
+	return 0, &badMessage{fmt.Sprintf("channel %d is not the client's", buf[0])}
 }
 
 func parseOrder(p []byte) (order, error) {

@@ -111,7 +111,7 @@ func (s *Server) getFiles(_ context.Context, in *FilePath) (*stream, error) {
 				return err
 			}
 			defer tar.Close()
-			_, err = io.CopyBuffer(out, onlyReader{tar}, make([]byte, 2*pieceSize))
+			_, err = io.CopyBuffer(out, onlyReader{tar}, make([]byte, pieceSize))
 			return err
 		}))
 	}}, nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,8 +42,7 @@ func (s *Server) handler(access Access, running *sync.WaitGroup) http.Handler {
 		defer func() {
 			abort := s.recovered(recover(), pattern, rec)
 			s.metrics.observe(pattern, rec.status, time.Since(begun), rec.hijacked)
-			s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
-				slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes), slog.Duration("took", time.Since(begun)), slog.String("caller", who.String()))
+			s.accessLog(r, rec, who, time.Since(begun))
 			if abort {
 				panic(http.ErrAbortHandler)
 			}
@@ -68,6 +68,18 @@ func (s *Server) handler(access Access, running *sync.WaitGroup) http.Handler {
 		ctx := context.WithValue(r.Context(), callKey{}, &call{caller: who, w: rec})
 		s.mux.ServeHTTP(rec, r.WithContext(ctx))
 	})
+}
+
+func (s *Server) accessLog(r *http.Request, rec *recorder, who caller, took time.Duration) {
+	if !s.log.Enabled(r.Context(), slog.LevelDebug) {
+		return
+	}
+	path := r.URL.Path
+	if strings.HasPrefix(path, streamPrefix) {
+		path = streamPrefix + "..." // the ticket is a secret
+	}
+	s.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("method", r.Method), slog.String("path", path), slog.Int("status", rec.status),
+		slog.Int64("bytes", rec.bytes), slog.Duration("took", took), slog.String("caller", who.String()))
 }
 
 // recovered answers for a handler that panicked, and tells whether the

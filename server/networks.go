@@ -34,7 +34,11 @@ func (s *Server) networkRoutes() {
 	const tag = "networks"
 	handle(s, route(tag, "list-networks", http.MethodGet, "/v1/networks", "List networks"),
 		func(ctx context.Context, in *listScoped) (*page[api.Network], error) {
-			all, err := s.backend.Networks(ctx, in.project())
+			project, err := in.project()
+			if err != nil {
+				return nil, err
+			}
+			all, err := s.backend.Networks(ctx, project)
 			if err != nil {
 				return nil, err
 			}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -188,13 +189,15 @@ func (m *mergePatch[S]) Schema(r huma.Registry) *huma.Schema {
 	}
 }
 
-// handleOpenAPI serves the document, made once.
+// handleOpenAPI serves the document, which is made when it is first asked for.
 func (s *Server) handleOpenAPI() http.HandlerFunc {
-	doc, err := json.Marshal(s.api.OpenAPI())
-	if err != nil {
-		panic(fmt.Sprintf("the OpenAPI document can't be encoded: %v", err))
-	}
+	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(s.api.OpenAPI()) })
 	return func(w http.ResponseWriter, _ *http.Request) {
+		doc, err := document()
+		if err != nil {
+			problemOf(err).write(w)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(doc)
 	}

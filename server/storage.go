@@ -27,7 +27,7 @@ type listPools struct {
 }
 
 type listScoped struct {
-	Listed
+	Scoped
 	Paged
 }
 
@@ -105,7 +105,11 @@ func (s *Server) volumeRoutes() {
 	const tag = "storage"
 	handle(s, route(tag, "list-volumes", http.MethodGet, "/v1/volumes", "List volumes"),
 		func(ctx context.Context, in *listScoped) (*page[api.Volume], error) {
-			all, err := s.backend.Volumes(ctx, in.project())
+			project, err := in.project()
+			if err != nil {
+				return nil, err
+			}
+			all, err := s.backend.Volumes(ctx, project)
 			if err != nil {
 				return nil, err
 			}

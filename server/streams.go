@@ -11,7 +11,10 @@ import (
 	"github.com/cleave-project/cleave/api"
 )
 
-const streamPattern = "GET /v1/streams/{ticket}"
+const (
+	streamPrefix  = "/v1/streams/"
+	streamPattern = "GET " + streamPrefix + "{ticket}"
+)
 
 type openStream struct {
 	Hostwide
@@ -19,7 +22,7 @@ type openStream struct {
 }
 
 func (s *Server) streamRoutes() {
-	op := route("guests", "open-stream", http.MethodGet, "/v1/streams/{ticket}", "Open a stream (WebSocket)")
+	op := route("guests", "open-stream", http.MethodGet, streamPrefix+"{ticket}", "Open a stream (WebSocket)")
 	op.Description = "See the introduction for the messages. The ticket is the credential: no token is needed beside it."
 	op.Responses = map[string]*huma.Response{"101": {Description: "The stream is open"}}
 	op.DefaultStatus = http.StatusSwitchingProtocols

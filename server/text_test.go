@@ -285,3 +285,56 @@ func TestBrokenExportIsNoShortArchive(t *testing.T) {
 		}
 	}
 }
+
+// stepping is a body that comes in pieces with pauses between.
+func stepping(pieces int, pause time.Duration) io.Reader {
+	r, w := io.Pipe()
+	go func() {
+		for range pieces {
+			time.Sleep(pause)
+			if _, err := w.Write([]byte(" ")); err != nil {
+				return
+			}
+		}
+		w.Close()
+	}()
+	return r
+}
+
+func TestSlowBodiesAreForStreamsOnly(t *testing.T) {
+	h := start(t, newFake(), func(t *timeouts) { t.body = 100 * time.Millisecond })
+	for path, want := range map[string]int{"/v1/images/import": 200, "/v1/images/pull": http.StatusRequestTimeout} {
+		req, _ := http.NewRequest("POST", h.base+path, stepping(5, 60*time.Millisecond))
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := h.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+}
+
+// An upload that is refused gets its reason, though most of it was never read.
+func TestRefusedUploadSaysWhy(t *testing.T) {
+	b := &guestBackend{fake: newFake(), socket: "/nonexistent"}
+	h := start(t, b)
+	for range 5 {
+		req, _ := http.NewRequest("PUT", h.base+"/v1/instances/web/files?path=/", io.LimitReader(zeros{}, 64<<20))
+		resp, err := h.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 409 || !strings.Contains(string(p), "does not run") {
+			t.Errorf("got %s %s", resp.Status, p)
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -54,7 +54,7 @@ func (t *tickets) issue(kind callerKind, begin func(ctx context.Context) (sessio
 		return nil, api.Errorf(api.CodeBusy, "%d tickets are waiting to be used", len(t.open)).WithHint("open the streams, or wait %s", ticketLife)
 	}
 	t.open[sha256.Sum256([]byte(text))] = tk
-	return &api.Ticket{Ticket: text, URL: "/v1/streams/" + text, Expires: tk.expires.UTC()}, nil
+	return &api.Ticket{Ticket: text, URL: streamPrefix + text, Expires: tk.expires.UTC()}, nil
 }
 
 // use takes a ticket away; whether it fits or not, it is spent.
