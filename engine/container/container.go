@@ -61,6 +61,7 @@ type Engine struct {
 	cancel context.CancelFunc
 	watch  sync.WaitGroup // the goroutine that reads the keeper's exits
 	exits  chan engine.Exit
+	closed sync.Once
 
 	mu       sync.Mutex
 	keeper   *keeper.Client
@@ -121,12 +122,15 @@ func (e *Engine) Exits() <-chan engine.Exit { return e.exits }
 
 // Close implements engine.Engine. Guests live on.
 func (e *Engine) Close() error {
-	e.cancel()
-	e.watch.Wait()
-	close(e.exits)
-	e.images.close()
-	e.agent.Close()
-	return e.cgroups.Close()
+	e.closed.Do(func() {
+		e.cancel()
+		e.watch.Wait()
+		close(e.exits)
+		e.images.close()
+		e.agent.Close()
+		e.cgroups.Close()
+	})
+	return nil
 }
 
 // Destroy removes what the engine keeps on the host beside guests: its empty

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path"
 	"syscall"
 
@@ -86,7 +87,7 @@ func (b *builder) build(host io.Reader) error {
 		return err
 	}
 	for _, step := range []func() error{
-		b.attachRoot, b.mountProc, b.mountSys, b.mountDev, b.mountFiles, b.mountVolumes, b.name,
+		b.attachRoot, b.mountProc, b.mountSys, b.mountDev, b.mountFiles, b.mountVolumes, b.name, b.releaseTerminal,
 		func() error { return b.network(host) }, b.limit,
 		b.coverProc, b.sealRoot, b.enterRoot,
 	} {
@@ -221,6 +222,21 @@ func (b *builder) place(m *os.File, target string, dir bool) error {
 func (b *builder) name() error {
 	if err := unix.Sethostname([]byte(b.spec.Hostname)); err != nil {
 		return fmt.Errorf("set host name %q: %w", b.spec.Hostname, err)
+	}
+	return nil
+}
+
+// releaseTerminal gives up the terminal that this process controls, so that
+// the entry point's session, or a getty, can take it. The kernel sends the
+// leaving leader SIGHUP (tty_ioctl(4), TIOCNOTTY), which must not end it.
+func (b *builder) releaseTerminal() error {
+	if !b.spec.Process.TTY {
+		return nil
+	}
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Reset(unix.SIGHUP)
+	if err := unix.IoctlSetInt(0, unix.TIOCNOTTY, 0); err != nil && err != unix.ENOTTY {
+		return fmt.Errorf("release the terminal: %w", err)
 	}
 	return nil
 }

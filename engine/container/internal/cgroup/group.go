@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,7 +52,10 @@ func (g *Group) file(controller, name string) string {
 func (t *Tree) Create(id string, o Options) (*Group, error) {
 	g := t.Group(id)
 	if err := g.create(o); err != nil {
-		g.Remove(context.Background())
+		g.Kill()
+		for _, root := range t.roots() {
+			removeTree(g.dir(root))
+		}
 		return nil, err
 	}
 	return g, nil
@@ -319,11 +323,29 @@ func (g *Group) Remove(ctx context.Context) error {
 	roots := g.t.roots()
 	slices.Reverse(roots)
 	for _, root := range roots {
-		if err := removeTree(g.dir(root)); err != nil {
+		if err := removeWhenEmpty(ctx, g.dir(root)); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeWhenEmpty removes a group once the last thread has left it. The
+// keeper forks each guest from a thread of its own in the guest's version 1
+// groups, which ends a moment after the clone; version 1 has no event to
+// wait for it with.
+func removeWhenEmpty(ctx context.Context, dir string) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := removeTree(dir)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // removeTree removes a group and those that a guest made below it. A guest's

@@ -1,0 +1,227 @@
+// Package enginetest is the conformance suite of engines: the same cases, by
+// the same names, against any engine.Engine. A case is skipped only because
+// the engine says in its capabilities that it can't.
+//
+// The suite talks to guests as the platform does: by their output, their
+// exit status and their agent.
+package enginetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/keeper"
+)
+
+// Fixture is an engine under test and what it needs.
+type Fixture struct {
+	Engine engine.Engine
+	// Image is a root file system with a POSIX shell and the usual tools in
+	// /bin, and a user called "user" with id 1000.
+	Image engine.Image
+	// Volume makes an empty directory or disk for a root or a volume.
+	Volume func(t *testing.T) string
+	// Reopen closes the engine and opens another one in its place, as a
+	// restarted daemon does.
+	Reopen func(t *testing.T) engine.Engine
+}
+
+// suite is one run.
+type suite struct {
+	Fixture
+	caps  engine.Capabilities
+	exits *exits
+}
+
+// Run runs the suite.
+func Run(t *testing.T, f Fixture) {
+	caps, _ := f.Engine.Probe(t.Context())
+	if !caps.Available {
+		t.Skipf("engine %s: %v", f.Engine.Name(), caps.Reason)
+	}
+	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine)}
+	for _, c := range []struct {
+		name string
+		test func(*suite, *testing.T)
+	}{
+		{"EntryPointRuns", (*suite).entryPointRuns},
+		{"ExitStatusComesBack", (*suite).exitStatus},
+		{"StartRefusesMissingProgram", (*suite).missingProgram},
+		{"StartRefusesProgramThatCannotRun", (*suite).unrunnableProgram},
+		{"StartRefusesMoreThanTheHostHas", (*suite).overHost},
+		{"UserAndWorkDirAreResolvedInside", (*suite).userAndWorkDir},
+		{"StandardInputReachesTheEntryPoint", (*suite).stdin},
+		{"TerminalIsOne", (*suite).terminal},
+		{"RootVolumeKeepsWritesAcrossStarts", (*suite).rootPersists},
+		{"ReadOnlyRootRefusesWrites", (*suite).readOnlyRoot},
+		{"VolumesAreMounted", (*suite).volumes},
+		{"HostnameAndFilesAreTheGuestsOwn", (*suite).hostFiles},
+		{"SysctlsAndUlimitsAreSet", (*suite).sysctlsAndUlimits},
+		{"SignalReachesTheEntryPoint", (*suite).signal},
+		{"KillEndsEverything", (*suite).kill},
+		{"PauseStopsAndResumeContinues", (*suite).pause},
+		{"AgentExecutesBesideTheEntryPoint", (*suite).agentExec},
+		{"MemoryLimitHolds", (*suite).memoryLimit},
+		{"ProcessLimitHolds", (*suite).processLimit},
+		{"LimitsChangeWhileRunning", (*suite).update},
+		{"StatsCount", (*suite).stats},
+		{"ListFindsGuestsOfAnEarlierDaemon", (*suite).reopen},
+		{"CleanIsIdempotent", (*suite).cleanTwice},
+		{"GuestsDoNotSeeEachOther", (*suite).strangers},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(s, t) })
+	}
+}
+
+// exits keeps every end that an engine delivers.
+type exits struct {
+	mu   sync.Mutex
+	seen map[string][]engine.Exit
+	more chan struct{} // closed and replaced with every end
+}
+
+func watch(e engine.Engine) *exits {
+	x := &exits{seen: map[string][]engine.Exit{}, more: make(chan struct{})}
+	go func() { // ends when the engine is closed
+		for exit := range e.Exits() {
+			x.mu.Lock()
+			x.seen[exit.ID] = append(x.seen[exit.ID], exit)
+			close(x.more)
+			x.more = make(chan struct{})
+			x.mu.Unlock()
+		}
+	}()
+	return x
+}
+
+// of waits for the end of a guest.
+func (x *exits) of(t *testing.T, id string) engine.Exit {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	for {
+		x.mu.Lock()
+		got, more := x.seen[id], x.more
+		x.mu.Unlock()
+		if len(got) > 0 {
+			return got[0]
+		}
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("guest %s doesn't end", id)
+		}
+	}
+}
+
+var serial atomic.Uint32
+
+// spec is a guest that runs a shell script.
+func (s *suite) spec(t *testing.T, script string) *engine.Spec {
+	n := serial.Add(1)
+	return &engine.Spec{
+		ID: "suite" + string(rune('a'+n/26%26)) + string(rune('a'+n%26)), Name: strings.ToLower(t.Name()),
+		Project: "default", Hostname: "box", Epoch: 1,
+		Image: s.Image, Root: engine.Root{Dir: s.Volume(t)},
+		Proc:    engine.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}},
+		UIDBase: 1<<20 + n<<16, IDCount: 1 << 16,
+	}
+}
+
+// start starts a guest and cleans it up after the test.
+func (s *suite) start(t *testing.T, spec *engine.Spec) *engine.Guest {
+	t.Helper()
+	g, err := s.Engine.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatalf("start: %v\n%s", err, s.log(t, spec.ID))
+	}
+	t.Cleanup(func() { s.forget(t, spec.ID) })
+	return g
+}
+
+func (s *suite) forget(t *testing.T, id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := s.Engine.Forget(ctx, id); err != nil {
+		t.Errorf("forget: %v", err)
+	}
+}
+
+// run runs a guest to its end.
+func (s *suite) run(t *testing.T, spec *engine.Spec) (string, api.ExitStatus) {
+	t.Helper()
+	s.start(t, spec)
+	exit := s.exits.of(t, spec.ID)
+	return s.log(t, spec.ID), exit.Status
+}
+
+// log is what the guest wrote.
+func (s *suite) log(t *testing.T, id string) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := keeper.ReadLogs(context.Background(), s.Engine.LogDir(id), keeper.LogOptions{}, func(l keeper.LogEntry) error {
+		b.Write(l.Data)
+		return nil
+	}); err != nil {
+		t.Logf("read log: %v", err)
+	}
+	return b.String()
+}
+
+// exec runs a command by the guest's agent.
+func (s *suite) exec(t *testing.T, id string, command ...string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := s.Engine.Agent(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c, err := agent.Dial(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	x, err := c.Exec(ctx, agent.ExecRequest{Command: command})
+	if err != nil {
+		t.Fatalf("exec %q: %v", command, err)
+	}
+	defer x.Close()
+	var errOut bytes.Buffer
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(&errOut, x.Stderr()) })
+	out, err := io.ReadAll(x.Stdout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	code, err := x.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out) + errOut.String(), code
+}
+
+// wants checks that an error has a code and names something.
+func wants(t *testing.T, err error, code api.Code, text string) {
+	t.Helper()
+	var e *api.Error
+	switch {
+	case err == nil:
+		t.Error("no error")
+	case !errors.As(err, &e) || e.Code != code:
+		t.Errorf("error %v is not %s", err, code)
+	case !strings.Contains(err.Error(), text):
+		t.Errorf("error %q doesn't name %q", err, text)
+	}
+}
