@@ -124,7 +124,7 @@ func startGuest(t testing.TB, mode string, p guest.Process, change func(*exec.Cm
 		t.Fatal(err)
 	}
 	g.cmd = exec.Command("/proc/self/exe")
-	g.cmd.Env = append(os.Environ(), modeVar+"="+mode, procVar+"="+string(desc), "GOMAXPROCS=2")
+	g.cmd.Env = append(os.Environ(), modeVar+"="+mode, procVar+"="+string(desc), "GOMAXPROCS=1")
 	g.cmd.ExtraFiles = []*os.File{lf, reportW}
 	g.cmd.Stdout, g.cmd.Stderr = g.stdout, os.Stderr
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -13,8 +13,28 @@ import (
 	"github.com/cleave-project/cleave/agent/wire"
 )
 
-// chunks are the buffers between descriptors and streams: as large as a pipe.
-var chunks = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+// buffer is what a copy between descriptor and stream goes through. Most
+// commands say little, and an agent should need little then: it grows to a
+// pipe's size when it was filled once.
+type buffer struct {
+	small [2 << 10]byte
+	large []byte
+}
+
+const pipeSize = 64 << 10
+
+func (b *buffer) bytes() []byte {
+	if b.large != nil {
+		return b.large
+	}
+	return b.small[:]
+}
+
+func (b *buffer) used(n int) {
+	if b.large == nil && n == len(b.small) {
+		b.large = make([]byte, pipeSize)
+	}
+}
 
 // execution is one command of the daemon's and what carries its streams.
 type execution struct {
@@ -118,38 +138,39 @@ func (e *execution) obey(c wire.Control) {
 
 // copyOut sends what the command writes, and ends the stream.
 func (e *execution) copyOut(file *os.File, stream *yamux.Stream) {
-	buf := chunks.Get().(*[64 << 10]byte)
-	defer chunks.Put(buf)
+	var buf buffer
 	defer stream.Close()
 	write := func(p []byte) error {
 		_, err := stream.Write(p)
 		return err
 	}
 	for {
-		n, err := file.Read(buf[:])
-		if n > 0 && write(buf[:n]) != nil {
+		p := buf.bytes()
+		n, err := file.Read(p)
+		if n > 0 && write(p[:n]) != nil {
 			return // the daemon is gone
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			_ = drain(file, buf[:], write) // the pipe's end, or the daemon's
+			_ = drain(file, p, write) // the pipe's end, or the daemon's
 			return
 		}
 		if err != nil {
 			return // io.EOF, EIO of a terminal, or hung up
 		}
+		buf.used(n)
 	}
 }
 
 // copyIn feeds the command until the daemon ends the stream or the command
 // stops to listen.
 func (e *execution) copyIn() {
-	buf := chunks.Get().(*[64 << 10]byte)
-	defer chunks.Put(buf)
+	var buf buffer
 	stream, file := e.data[0], e.stdio.stdin
 	for {
-		n, err := stream.Read(buf[:])
+		p := buf.bytes()
+		n, err := stream.Read(p)
 		if n > 0 {
-			if _, err := file.Write(buf[:n]); err != nil {
+			if _, err := file.Write(p[:n]); err != nil {
 				e.reply(wire.Reply{StdinClosed: true})
 				return
 			}
@@ -165,5 +186,6 @@ func (e *execution) copyIn() {
 			file.Close()
 			return
 		}
+		buf.used(n)
 	}
 }

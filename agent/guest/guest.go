@@ -10,7 +10,8 @@
 //
 // An agent without a connection has a few parked goroutines, no timer, and
 // gives its memory back. The size of Go's own structures goes by GOMAXPROCS:
-// whoever starts an agent sets it to 1 or 2 in its environment.
+// whoever starts an agent sets it to 1 in its environment (with 16 an idle
+// agent has 1.5 MiB of private memory instead of 0.7).
 package guest
 
 import (

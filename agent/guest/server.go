@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"time"
 
@@ -37,8 +38,30 @@ const idleDelay = 2 * time.Second
 
 func newServer(base Process, r *reaper) *server {
 	s := &server{base: base, reaper: r, started: time.Now(), conns: make(map[net.Conn]bool)}
-	s.idle = time.AfterFunc(idleDelay, debug.FreeOSMemory)
+	s.idle = time.AfterFunc(idleDelay, giveBack)
+	s.idle.Stop()
 	return s
+}
+
+// keptHeap is how much heap an idle agent keeps. The runtime's first
+// collection (and its ReadMemStats as well) costs 200 to 300 KiB of its own
+// for good, so that an agent which needed little is best left alone.
+const keptHeap = 768 << 10
+
+func giveBack() {
+	heap := []metrics.Sample{
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
+	metrics.Read(heap)
+	sum := uint64(0)
+	for _, m := range heap {
+		sum += m.Value.Uint64()
+	}
+	if sum > keptHeap {
+		debug.FreeOSMemory()
+	}
 }
 
 // acceptPause is how long to wait when the guest has no descriptor or memory

@@ -157,34 +157,27 @@ func scanFile(name string, min int, visit func(fields [][]byte) bool) error {
 // fields, and lines longer than any it would accept.
 func scanLines(r io.Reader, min int, visit func(fields [][]byte) bool) error {
 	in := bufio.NewReader(r)
-	var long []byte
+	var line []byte
 	skip := false
 	for {
-		part, more, err := in.ReadLine()
-		if err == io.EOF {
-			return nil
+		part, err := in.ReadSlice('\n')
+		if skip = skip || len(line)+len(part) > maxLine; !skip {
+			line = append(line, part...)
 		}
-		if err != nil {
+		if err == bufio.ErrBufferFull {
+			continue
+		}
+		if err != nil && err != io.EOF {
 			return err
 		}
-		if more || long != nil || skip {
-			if skip = skip || len(long)+len(part) > maxLine; skip {
-				long = nil
-			} else {
-				long = append(long, part...)
-			}
-			if more {
-				continue
-			}
-			part = long
-		}
-		if !skip {
-			line := bytes.TrimSpace(part)
-			fields := bytes.Split(line, []byte(":"))
-			if len(line) > 0 && line[0] != '#' && len(fields) >= min && !visit(fields) {
+		if text := bytes.TrimSpace(line); !skip && len(text) > 0 && text[0] != '#' {
+			if fields := bytes.Split(text, []byte(":")); len(fields) >= min && !visit(fields) {
 				return nil
 			}
 		}
-		long, skip = nil, false
+		if err == io.EOF {
+			return nil
+		}
+		line, skip = line[:0], false
 	}
 }
