@@ -40,7 +40,11 @@ func Flags(fs *pflag.FlagSet, p *Patch) {
 		if s.Flag == "" {
 			continue
 		}
-		f := fs.VarPF(value{s, p}, s.Flag, s.Short, s.Doc)
+		doc := s.Doc
+		if len(s.Choices) > 0 {
+			doc += ": " + strings.Join(s.Choices, ", ")
+		}
+		f := fs.VarPF(value{s, p}, s.Flag, s.Short, doc)
 		if s.IsSwitch() {
 			f.NoOptDefVal = "true"
 		}

@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/cli/progress"
+	"github.com/spf13/cobra"
+)
+
+// noticeable is how long a transfer lasts before its progress is shown.
+const noticeable = time.Second
+
+func (a *app) imageImportCmd() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Make an image of an archive",
+		Long:  "FILE (- for standard input) is an OCI layout or a docker-save archive, or the tarball of a root file system; plain or compressed by gzip, xz or zstd. The name and the digest of the image are printed.",
+		Example: `  cleave image import --name mine:1 rootfs.tar.zst
+  docker save app:2 | cleave image import -`,
+		Args: args(1, 1, "FILE"),
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name of the image (default: the archive's own)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		archive, size := a.in, int64(0)
+		if args[0] != "-" {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if fi, err := f.Stat(); err == nil {
+				size = fi.Size()
+			}
+			archive = f
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		rep := progress.New(a.err, noticeable)
+		defer rep.Close()
+		img, err := c.ImportImage(cmd.Context(), name, rep.Reader(archive, "import", progress.State{Title: "import " + filepath.Base(args[0]), Total: size}))
+		if err != nil {
+			return err
+		}
+		rep.Close()
+		for _, n := range img.Names {
+			fmt.Fprintln(a.out.W, familiar(n))
+		}
+		_, err = fmt.Fprintln(a.out.W, img.Digest)
+		return err
+	}
+	return cmd
+}
+
+func (a *app) imageExportCmd() *cobra.Command {
+	var format, file string
+	formats := []string{"oci", "tar"}
+	cmd := &cobra.Command{
+		Use:   "export IMAGE",
+		Short: "Write an image to an archive",
+		Example: `  cleave image export debian:bookworm --file debian.tar
+  cleave image export mine --format tar | zstd >rootfs.tar.zst`,
+		Args:              args(1, 1, "IMAGE"),
+		ValidArgsFunction: a.complete(1, imageNames),
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&format, "format", "oci", "oci: an OCI layout, to import elsewhere; tar: the root file system alone")
+	named(fs, "format", "oci|tar")
+	fs.StringVarP(&file, "file", "f", "", "write to a file instead of standard output")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if file == "" && a.out.Width > 0 {
+			return usagef("an archive is nothing for a terminal; write it to a file with --file")
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		r, err := c.ExportImage(cmd.Context(), args[0], format)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		rep := progress.New(a.err, noticeable)
+		defer rep.Close()
+		from := rep.Reader(r, "export", progress.State{Title: "export " + args[0]})
+		if file == "" {
+			_, err = io.Copy(a.out.W, from)
+			return err
+		}
+		return writeFile(file, from)
+	}
+	return cmd
+}
+
+// writeFile writes a file whole or not at all.
+func writeFile(path string, from io.Reader) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // gone already when all went well
+	defer tmp.Close()
+	w := bufio.NewWriterSize(tmp, 1<<20)
+	if _, err := io.Copy(w, from); err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := tmp.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+func (a *app) imageBuildCmd() *cobra.Command {
+	var build api.ImageBuild
+	cmd := &cobra.Command{
+		Use:   "build DISTRIBUTION:RELEASE",
+		Short: "Make an image with the distribution's own bootstrap tool",
+		Example: `  cleave image build debian:bookworm
+  cleave image build debian:bookworm --system --include openssh-server,vim --name lab`,
+		Args:              args(1, 1, "DISTRIBUTION:RELEASE"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	fs := cmd.Flags()
+	fs.StringSliceVar(&build.Include, "include", nil, "further packages, separated by commas")
+	named(fs, "include", "PACKAGES")
+	fs.BoolVar(&build.System, "system", false, "with an init system as its entry point")
+	fs.StringVar(&build.Name, "name", "", "name of the image (default: DISTRIBUTION:RELEASE)")
+	fs.StringVar(&build.Mirror, "mirror", "", "package mirror (default: the host's own sources)")
+	named(fs, "mirror", "URL")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		build.Base = args[0]
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		op, err := a.one(cmd.Context(), func(ctx context.Context) (*api.Operation, error) { return c.BuildImage(ctx, build) })
+		return a.printResult(op, err)
+	}
+	return cmd
+}
+
+func (a *app) imagePruneCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Delete what no name and no instance needs",
+		Args:  args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			p, err := c.PruneImages(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, d := range p.Digests {
+				fmt.Fprintln(a.out.W, d)
+			}
+			a.note("%s freed", p.Freed)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/cli/progress"
+	"github.com/cleave-project/cleave/cli/settings"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) deleteCmd() *cobra.Command {
+	var (
+		force bool
+		file  string
+		data  bool
+	)
+	cmd := &cobra.Command{
+		Use:     "delete NAME... | -f FILE",
+		Aliases: []string{"rm"},
+		Short:   "Delete instances, or all of a stack",
+		Long: `A running instance is deleted only with --force. Volumes stay.
+
+With -f, the instances and networks of the stack in FILE are deleted, running or not; its volumes, and what is in them, only with --volumes.`,
+		ValidArgsFunction: a.complete(-1, instanceNames()),
+	}
+	fs := cmd.Flags()
+	fs.BoolVar(&force, "force", false, "also when it runs")
+	fs.StringVarP(&file, "file", "f", "", "delete the stack described in a file (- for standard input)")
+	fs.BoolVar(&data, "volumes", false, "with -f: delete the stack's volumes too")
+	cmd.RunE = func(cmd *cobra.Command, names []string) error {
+		switch {
+		case file != "" && len(names) > 0:
+			return usagef("give names or -f FILE, not both")
+		case file != "":
+			return a.deleteStack(cmd.Context(), file, data)
+		case len(names) == 0:
+			return usagef("NAME is missing")
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return a.each(names, func(rep *progress.Reporter, name string) error {
+			_, err := a.perform(cmd.Context(), rep, func(ctx context.Context) (*api.Operation, error) { return c.DeleteInstance(ctx, name, force) })
+			return err
+		})
+	}
+	return cmd
+}
+
+func (a *app) renameCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rename NAME NEWNAME",
+		Short:             "Give an instance another name",
+		Args:              args(2, 2, "NAME NEWNAME"),
+		ValidArgsFunction: a.complete(1, instanceNames()),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			_, err = a.one(cmd.Context(), func(ctx context.Context) (*api.Operation, error) { return c.RenameInstance(ctx, args[0], args[1]) })
+			return err
+		},
+	}
+}
+
+func (a *app) setCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "set NAME KEY=VALUE...",
+		Short: "Change the settings of an instance, also while it runs",
+		Long: `KEY=VALUE sets, KEY- goes back to the default. Lists are replaced as a whole, their elements separated by commas. What a running guest can't be given is used from its next start on; that is said.
+
+` + settingsHelp(settings.Instance),
+		Example: `  cleave set web cpus=1.5 memory=1GiB net.out=10MiB
+  cleave set web env.DEBUG=1 env.OLD- label.tier=front
+  cleave set web publish=8080:80,8443:443`,
+		Args:              args(2, -1, "NAME KEY=VALUE..."),
+		ValidArgsFunction: a.completeSet(settings.Instance, instanceNames()),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		patch := settings.Patch{Table: settings.Instance}
+		for _, text := range args[1:] {
+			if k, _, _ := strings.Cut(text, "="); k == "power" {
+				return usagef("power is changed by start, stop, pause and resume")
+			}
+			if err := patch.Assign(text); err != nil {
+				return usageError{err}
+			}
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		op, err := a.one(cmd.Context(), func(ctx context.Context) (*api.Operation, error) { return c.PatchInstance(ctx, args[0], 0, &patch) })
+		if err == nil && op.Step != "" {
+			a.note("%s", op.Step)
+		}
+		return err
+	}
+	return cmd
+}
