@@ -38,6 +38,10 @@ type Driver interface {
 	Status(ctx context.Context) (api.PoolStatus, error)
 	// Close stops the driver; guests keep running on what is mounted.
 	Close() error
+	// Unmount is Close for a host that goes down: no guest runs any more, and
+	// the mounts and loop devices of the pool and its volumes go from the
+	// host. The data stays, and Open finds it again.
+	Unmount(ctx context.Context) error
 	// Destroy takes the pool apart (mounts, loop device, loop file) if it
 	// holds no volume.
 	Destroy(ctx context.Context) error

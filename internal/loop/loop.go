@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -91,25 +92,46 @@ func Find(file *os.File) (*Device, error) {
 	if err := unix.Fstat(int(file.Fd()), &want); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", file.Name(), err)
 	}
-	attached, err := filepath.Glob("/sys/block/loop*/loop")
-	if err != nil {
-		return nil, err
-	}
-	for _, dir := range attached {
-		no, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(dir)), "loop"))
-		if err != nil {
-			continue
+	for no, on := range attached() {
+		if on == (Backing{want.Dev, want.Ino}) {
+			return Open(nodePath(no), file)
 		}
-		d, err := open(no, os.O_RDONLY)
-		if err != nil {
-			continue // detached meanwhile
-		}
-		if d.isOn(&want) {
-			return d, nil
-		}
-		d.Close()
 	}
 	return nil, nil
+}
+
+// Backing tells a file apart from all others of the host.
+type Backing struct{ Dev, Ino uint64 }
+
+// Attached maps the files behind all loop devices of the host to the
+// devices' nodes.
+func Attached() map[Backing]string {
+	all := make(map[Backing]string)
+	for no, on := range attached() {
+		all[on] = nodePath(no)
+	}
+	return all
+}
+
+func attached() iter.Seq2[int, Backing] {
+	return func(yield func(int, Backing) bool) {
+		dirs, _ := filepath.Glob("/sys/block/loop*/loop") // the pattern is fine
+		for _, dir := range dirs {
+			no, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(dir)), "loop"))
+			if err != nil {
+				continue
+			}
+			d, err := open(no, os.O_RDONLY)
+			if err != nil {
+				continue // detached meanwhile
+			}
+			on, err := d.backing()
+			d.Close()
+			if err == nil && !yield(no, on) {
+				return
+			}
+		}
+	}
 }
 
 // Open opens the device at path (like /dev/loop3) if file is what it is
@@ -130,7 +152,7 @@ func Open(path string, file *os.File) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !d.isOn(&want) {
+	if on, err := d.backing(); err != nil || on != (Backing{want.Dev, want.Ino}) {
 		d.Close()
 		return nil, nil
 	}
@@ -138,20 +160,25 @@ func Open(path string, file *os.File) (*Device, error) {
 }
 
 func open(no, flags int) (*Device, error) {
-	f, err := os.OpenFile("/dev/loop"+strconv.Itoa(no), flags, 0)
+	f, err := os.OpenFile(nodePath(no), flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	return &Device{f: f, no: no}, nil
 }
 
-func (d *Device) isOn(want *unix.Stat_t) bool {
+func (d *Device) backing() (Backing, error) {
 	st, err := unix.IoctlLoopGetStatus64(int(d.f.Fd()))
-	return err == nil && st.Device == want.Dev && st.Inode == want.Ino
+	if err != nil {
+		return Backing{}, err
+	}
+	return Backing{st.Device, st.Inode}, nil
 }
 
+func nodePath(no int) string { return "/dev/loop" + strconv.Itoa(no) }
+
 // Path is the device's node.
-func (d *Device) Path() string { return "/dev/loop" + strconv.Itoa(d.no) }
+func (d *Device) Path() string { return nodePath(d.no) }
 
 // SetCapacity makes the device as large as its file has become.
 func (d *Device) SetCapacity() error {

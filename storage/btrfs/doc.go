@@ -10,7 +10,7 @@
 // # The loop file
 //
 // It begins small and grows while guests write, up to Config.Size or to what
-// the disk below can spare (roomBelow). Every block of it is reserved on the
+// the disk below can spare (hostdisk.Room). Every block of it is reserved on the
 // disk (fallocate) before the file system may use it, and is never given
 // back by a discard: a full disk then means that the pool can't grow, which
 // guests see as ENOSPC, and never that a write of the pool itself fails,

@@ -2,16 +2,13 @@ package btrfs
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/storage/internal/hostdisk"
 )
 
 // The kernel tells nobody that a file system fills up, so the grower looks,
@@ -31,29 +28,6 @@ const (
 // room: more on large disks, which are also the fast ones.
 func headroom(room api.Bytes) api.Bytes {
 	return min(max(room/64, leastSpare), mostSpare)
-}
-
-// roomBelow is how much of the disk below a pool may still take. A tenth of
-// the disk, at most 10 GiB, is left to others: the same disk may hold the
-// daemon's own state, which must not run out of space because guests do.
-func roomBelow(dir string) (api.Bytes, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("get free space of %s: %w", dir, err)
-	}
-	left := min(api.Bytes(st.Blocks)*api.Bytes(st.Bsize)/10, 10*api.GiB)
-	return max(api.Bytes(st.Bavail)*api.Bytes(st.Bsize)-left, 0), nil
-}
-
-// reserve takes the file's blocks on the disk below, so that a full disk is
-// noticed here and not by a guest's write. Where the file system can't
-// reserve, Probe says so.
-func reserve(f *os.File, from, to int64) error {
-	err := unix.Fallocate(int(f.Fd()), 0, from, to-from)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return f.Truncate(to)
-	}
-	return err
 }
 
 // grower extends a loop file before it is full, until stop.
@@ -132,7 +106,7 @@ func (l *loopFile) grow() (api.Bytes, error) {
 	if err != nil {
 		return 0, err
 	}
-	room, err := roomBelow(l.file.Name())
+	room, err := hostdisk.Room(l.file.Name())
 	if err != nil {
 		return 0, err
 	}
@@ -155,9 +129,8 @@ func (l *loopFile) grow() (api.Bytes, error) {
 		return 0, err
 	}
 	size := st.Size() + int64(step)
-	if err := reserve(l.file, st.Size(), size); err != nil {
-		// The kernel may have extended the file half way.
-		return 0, errors.Join(err, l.file.Truncate(st.Size()))
+	if err := hostdisk.Reserve(l.file, st.Size(), size); err != nil {
+		return 0, err
 	}
 	if err := l.resize(size); err != nil {
 		return 0, err

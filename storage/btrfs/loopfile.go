@@ -16,6 +16,7 @@ import (
 	"github.com/cleave-project/cleave/internal/loop"
 	"github.com/cleave-project/cleave/storage"
 	"github.com/cleave-project/cleave/storage/internal/fsmount"
+	"github.com/cleave-project/cleave/storage/internal/hostdisk"
 )
 
 const (
@@ -38,12 +39,9 @@ type loopFile struct {
 // openLoopFile mounts the pool's file, making it first if there is none. A
 // file that is there is never formatted, whatever is in it.
 func openLoopFile(ctx context.Context, c storage.Config) (*loopFile, error) {
-	point, err := filepath.Abs(filepath.Join(c.Run, c.Name))
+	point, err := fsmount.Point(filepath.Join(c.Run, c.Name))
 	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(point, 0o700); err != nil {
-		return nil, fmt.Errorf("make mount point of pool %q: %w", c.Name, err)
+		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
 	}
 	mounts, err := fsmount.Under(point)
 	if err != nil {
@@ -137,7 +135,7 @@ func (l *loopFile) settle(pool string) error {
 	if err != nil {
 		return err
 	}
-	if err := reserve(l.file, 0, st.Size()); err != nil {
+	if err := hostdisk.Reserve(l.file, 0, st.Size()); err != nil {
 		return api.Errorf(api.CodeNoSpace, "open pool %q: %s has holes that its disk has no room for: %w", pool, l.file.Name(), err).
 			WithHint("free some space there: the pool's guests would get I/O errors later")
 	}
@@ -181,7 +179,7 @@ func format(ctx context.Context, c storage.Config) (err error) {
 		return api.Errorf(api.CodeUnsupported, "make pool %q: %w", c.Name, err).
 			WithHint("install btrfs-progs, or make a pool of driver dir")
 	}
-	room, err := roomBelow(c.Source)
+	room, err := hostdisk.Room(c.Source)
 	if err != nil {
 		return err
 	}
@@ -209,10 +207,7 @@ func format(ctx context.Context, c storage.Config) (err error) {
 			os.Remove(path)
 		}
 	}()
-	if err := f.Truncate(int64(size)); err != nil {
-		return fmt.Errorf("make pool %q: %w", c.Name, err)
-	}
-	if err := reserve(f, 0, int64(size)); err != nil {
+	if err := hostdisk.Reserve(f, 0, int64(size)); err != nil {
 		return api.Errorf(api.CodeNoSpace, "make pool %q: reserve %v in %s: %w", c.Name, size, c.Source, err)
 	}
 	// Metadata twice: one bad block must not cost all guests. -K: a discard
@@ -221,21 +216,8 @@ func format(ctx context.Context, c storage.Config) (err error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make pool %q: %s: %w: %s", c.Name, mkfs, err, bytes.TrimSpace(out))
 	}
-	return publish(f, filepath.Join(c.Source, fileName))
-}
-
-// publish gives the finished file its name, durably.
-func publish(f *os.File, path string) error {
 	if err := f.Sync(); err != nil {
-		return err
+		return fmt.Errorf("make pool %q: %w", c.Name, err)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return hostdisk.Rename(path, filepath.Join(c.Source, fileName))
 }

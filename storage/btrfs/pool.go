@@ -13,6 +13,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/storage"
+	"github.com/cleave-project/cleave/storage/internal/hostdisk"
 )
 
 // volumesName is the directory of the file system that holds the subvolumes.
@@ -52,7 +53,10 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	p := &pool{config: c}
 	defer func() {
 		if err != nil {
-			p.release()
+			p.close()
+			if p.file != nil {
+				_ = p.file.unmount() // the first error is the one to tell
+			}
 		}
 	}()
 	if p.lock, err = storage.Lock(c.Source); err != nil {
@@ -187,7 +191,7 @@ func (p *pool) loopStatus(s api.PoolStatus) (api.PoolStatus, error) {
 	if err != nil {
 		return s, err
 	}
-	room, err := roomBelow(p.config.Source)
+	room, err := hostdisk.Room(p.config.Source)
 	if err != nil {
 		return s, err
 	}
@@ -201,43 +205,58 @@ func (p *pool) loopStatus(s api.PoolStatus) (api.PoolStatus, error) {
 	return s, nil
 }
 
-// Close implements storage.Driver. Nothing stays mounted but what guests
-// have mounted themselves.
+// Close implements storage.Driver. A loop file stays mounted.
 func (p *pool) Close() error {
 	p.open.Lock()
 	defer p.open.Unlock()
-	return p.close()
+	p.close()
+	return nil
 }
 
-func (p *pool) close() error {
+// close undoes Open, as far as that has come, but for the mount.
+func (p *pool) close() {
 	if p.closed {
-		return nil
+		return
 	}
 	p.closed = true
-	return p.release()
-}
-
-// release undoes Open, as far as that has come.
-func (p *pool) release() error {
 	if p.grower != nil {
 		p.grower.Close()
 	}
 	if p.dir != nil {
 		p.dir.Close()
 	}
-	var err error
 	if p.file != nil {
-		// A process that uses the pool by its path keeps it mounted; the next
-		// Open finds it.
-		if err = p.file.unmount(); errors.Is(err, unix.EBUSY) {
-			err = nil
-		}
 		p.file.file.Close()
 	}
 	if p.lock != nil {
 		p.lock.Close()
 	}
-	return err
+}
+
+// Unmount implements storage.Driver.
+func (p *pool) Unmount(context.Context) error {
+	p.open.Lock()
+	defer p.open.Unlock()
+	if p.closed {
+		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	}
+	// The lock goes last: another daemon must not meet a pool that is just
+	// being unmounted.
+	defer p.close()
+	if p.file == nil {
+		return nil
+	}
+	p.grower.Close()
+	p.dir.Close()
+	if err := p.file.unmount(); err != nil {
+		return p.busy("unmount", err)
+	}
+	return os.Remove(p.file.point)
+}
+
+func (p *pool) busy(what string, err error) error {
+	return api.Errorf(api.CodeInUse, "%s pool %q: unmount %s: %w", what, p.config.Name, p.file.point, err).
+		WithHint("a process works in it: end that first")
 }
 
 // Destroy implements storage.Driver. Quotas stay enabled on a btrfs that was
@@ -256,21 +275,25 @@ func (p *pool) Destroy(context.Context) error {
 		return api.Errorf(api.CodeInUse, "pool %q holds %d volumes", p.config.Name, len(names)).
 			WithHint("delete them first")
 	}
-	if p.file == nil {
-		// Until the kernel has freed the last volume its groups can't go.
-		if err := syncFS(p.dir); err != nil {
-			return err
-		}
-		p.reap()
-		if err := os.Remove(p.path); err != nil {
-			return err
-		}
-		return errors.Join(os.Remove(p.lock.Name()), p.close())
+	if p.file != nil {
+		err = p.destroyFile()
+	} else {
+		err = p.destroyNative()
 	}
-	if err := p.destroyFile(); err != nil {
+	if err != nil {
 		return err
 	}
-	return p.close()
+	defer p.close()
+	return os.Remove(p.lock.Name())
+}
+
+func (p *pool) destroyNative() error {
+	// Until the kernel has freed the last volume its groups can't go.
+	if err := syncFS(p.dir); err != nil {
+		return err
+	}
+	p.reap()
+	return os.Remove(p.path)
 }
 
 // destroyFile unmounts and removes the loop file, or leaves all as it is.
@@ -283,11 +306,7 @@ func (p *pool) destroyFile() error {
 			return errors.Join(err, reopen)
 		}
 		p.dir, p.grower = dir, startGrower(p.file)
-		return api.Errorf(api.CodeInUse, "destroy pool %q: unmount %s: %w", p.config.Name, p.file.point, err).
-			WithHint("a process works in it: end that first")
+		return p.busy("destroy", err)
 	}
-	file := p.file
-	p.file, p.grower, p.dir = nil, nil, nil
-	defer file.file.Close()
-	return errors.Join(os.Remove(file.file.Name()), os.Remove(file.point), os.Remove(p.lock.Name()))
+	return errors.Join(os.Remove(p.file.file.Name()), os.Remove(p.file.point))
 }

@@ -3,42 +3,29 @@ package btrfs
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/storage/internal/hostdisk"
 )
 
 // Probe tells what this host can do for a pool in dir, which need not exist
 // yet. It changes nothing.
 func Probe(_ context.Context, dir string) []api.Finding {
 	all := []api.Finding{probeKernel()}
-	native, err := isNative(existing(dir))
+	native, err := isNative(hostdisk.Existing(dir))
 	if err == nil && native {
 		all = append(all, api.Finding{Name: "btrfs pool", State: "ok", Detail: dir + " is on a btrfs: volumes are its subvolumes"})
 	} else {
-		all = append(all, probeTools(), probeLoop(), probeReserve(existing(dir)))
+		all = append(all, probeTools(), probeLoop(), probeReserve(hostdisk.Existing(dir)))
 	}
 	all = append(all, probeQuota(native))
 	for i := range all {
 		all[i].Area = "storage"
 	}
 	return all
-}
-
-// existing is dir, or its nearest parent that is there.
-func existing(dir string) string {
-	for {
-		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
-			return dir
-		}
-		dir = filepath.Dir(dir)
-	}
 }
 
 func probeKernel() api.Finding {
@@ -73,22 +60,18 @@ func probeLoop() api.Finding {
 
 func probeReserve(dir string) api.Finding {
 	f := api.Finding{Name: "space reservation", State: "ok", Detail: "blocks of a loop file are reserved on " + dir}
-	room, err := roomBelow(dir)
+	room, err := hostdisk.Room(dir)
 	if err == nil && room < minSize {
 		f.State, f.Detail = "missing", fmt.Sprintf("%s has room for %v, a pool needs %v", dir, room, minSize)
 		f.Remedy = "free some space there, or choose another directory"
 		return f
 	}
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err == nil {
-		defer unix.Close(fd)
-		err = unix.Fallocate(fd, 0, 0, 1<<20)
-	}
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	able, err := hostdisk.CanReserve(dir)
+	if err != nil {
+		f.State, f.Detail, f.Remedy = "missing", err.Error(), "make it writable for the daemon"
+	} else if !able {
 		f.State, f.Detail = "limited", dir+" can't reserve blocks: if that disk runs full, the pool turns read-only"
 		f.Remedy = "keep space free there, or put the pool on ext4, xfs or btrfs"
-	} else if err != nil {
-		f.State, f.Detail, f.Remedy = "missing", fmt.Sprintf("%s: %v", dir, err), "make it writable for the daemon"
 	}
 	return f
 }

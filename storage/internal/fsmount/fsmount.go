@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -71,6 +72,19 @@ func kernelSays(fs int) string {
 		return ""
 	}
 	return ": " + strings.Join(all, ", ")
+}
+
+// Point makes the directory dir, which only its owner may enter, and returns
+// its path as the kernel shows it in a list of mounts.
+func Point(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(dir)
 }
 
 // Under lists the mounts at dir and below it by mount point; of several
