@@ -118,7 +118,7 @@ func (r *rootReader) header(name string, info fs.FileInfo, seen map[int64]string
 		Uid: int(st.UID), Gid: int(st.GID),
 		ModTime: time.Unix(int64(st.Mtime), int64(st.MtimeNs)),
 	}
-	mode := info.Mode()
+	mode := st.Mode // info.Mode lacks the bits beyond permissions
 	h.Mode = int64(mode.Perm())
 	for bit, m := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
 		if mode&m != 0 {

@@ -60,6 +60,7 @@ type Store struct {
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
+	closed  sync.Once
 	work    sync.WaitGroup
 	flights flights
 	making  keyed // roots being made, by name
@@ -138,9 +139,11 @@ func (s *Store) Close() error {
 		s.blobs.work.Wait()
 	}
 	s.pool.CloseIdle()
-	if s.lock != nil {
-		return s.lock.Close()
-	}
+	s.closed.Do(func() {
+		if s.lock != nil {
+			s.lock.Close() // gives the store up
+		}
+	})
 	return nil
 }
 

@@ -26,11 +26,11 @@ type file = imagetest.File
 // "name/", "name->target", and "name==first" for a further name of a file.
 func merge(t testing.TB, layers ...[]byte) ([]string, error) {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	return mergeTo(t, tempFile(t), layers...)
+}
+
+func mergeTo(t testing.TB, f *os.File, layers ...[]byte) ([]string, error) {
+	t.Helper()
 	w := erofs.NewWriter(f)
 	budget := NewBudget(64 << 20)
 	tree := NewTree()
@@ -343,8 +343,12 @@ func FuzzMerge(f *testing.F) {
 		imagetest.Tar(f, file{Name: "l/b"}, file{Name: "d/.wh.a"}, file{Name: "h", Type: tar.TypeLink, Link: "l/b"}))
 	f.Add(imagetest.Tar(f, file{Name: "x/y/", Xattrs: map[string]string{"user.a": "b"}}),
 		imagetest.Tar(f, file{Name: "x/.wh..wh..opq"}, file{Name: "x/n", Type: tar.TypeChar}))
+	image := tempFile(f)
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		if _, err := merge(t, a, b); err != nil && !api.IsCode(err, api.CodeCorrupt) {
+		if err := image.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := mergeTo(t, image, a, b); err != nil && !api.IsCode(err, api.CodeCorrupt) {
 			t.Errorf("%v", err)
 		}
 	})
