@@ -55,12 +55,17 @@ func (s *server) takeOver(r AdoptRequest) (*guest, error) {
 	return g, nil
 }
 
-// resume begins to look after a guest that is not new. If its process is gone
-// it ends here.
+// resume begins to look after a guest that is not new. If its process has
+// ended, the guest ends here.
 func (s *server) resume(g *guest) error {
 	if g.pidfd < 0 {
 		g.sources()
 		g.finish(outcome{code: -1})
+		return nil
+	}
+	if !alive(g.pidfd) {
+		g.sources()
+		g.ended()
 		return nil
 	}
 	if err := g.watchAll(); err != nil {

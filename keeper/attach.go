@@ -74,7 +74,7 @@ func (g *guest) openLogs() (files []*os.File, end int64, err error) {
 		}
 		if err == nil {
 			files = append(files, f)
-			end, err = f.Seek(0, 2)
+			end, err = sizeOf(f)
 		}
 		if err != nil {
 			closeFiles(files)
@@ -82,6 +82,14 @@ func (g *guest) openLogs() (files []*os.File, end int64, err error) {
 		}
 	}
 	return files, end, nil
+}
+
+func sizeOf(f *os.File) (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
 }
 
 // run serves an attachment until the client leaves or the last frame is sent.

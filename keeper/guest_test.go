@@ -58,6 +58,8 @@ func guestMain(what string, args []string) int {
 		}
 	case "look":
 		look()
+	case "reopen":
+		return reopen()
 	case "hog": // never reads its input
 		fmt.Println("ready")
 		time.Sleep(time.Hour)
@@ -71,9 +73,6 @@ func look() {
 	fmt.Println("uid", os.Getuid(), "gid", os.Getgid(), "pid", os.Getpid())
 	sid, _ := unix.Getsid(0)
 	fmt.Println("sid", sid)
-	// /proc is the host's here, and "self" doesn't resolve to what we are in
-	// our own PID namespace; /proc/thread-self does neither. Descriptors can
-	// be probed without it.
 	for fd := range 100 {
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil {
 			cloexec, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -82,8 +81,29 @@ func look() {
 			}
 		}
 	}
-	var lim unix.Rlimit
-	unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)
 	fmt.Println("cwd", func() string { d, _ := os.Getwd(); return d }())
 	fmt.Printf("umask %03o\n", unix.Umask(0))
+}
+
+// reopen has its terminal hung up, and goes on with a new descriptor.
+func reopen() int {
+	signal.Ignore(unix.SIGHUP)
+	name, err := os.Readlink("/proc/self/fd/0")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin)
+	if _, err := fmt.Println("never seen"); err == nil {
+		return 2
+	}
+	tty, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return 3
+	}
+	if _, err := fmt.Fprintln(tty, "after"); err != nil {
+		return 4
+	}
+	return 0
 }

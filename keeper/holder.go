@@ -23,13 +23,13 @@ import (
 // (which knows how it ended). A new keeper takes all of it over, so a killed
 // keeper loses only what terminals showed before. Only when both are killed
 // at once, guests must be adopted by their names, and terminals are lost.
+// It ends when its keeper does, if it holds nothing then.
 
 // The operations of a holder. None but holdTake is answered.
 const (
 	holdPut  = "put"  // ID, Record, files: replaces what it has under that id
 	holdDrop = "drop" // ID
 	holdTake = "take" // answered by a put for each id, and a take
-	holdEnd  = "end"  // ends the holder, if it holds nothing
 )
 
 type holderMessage struct {
@@ -61,25 +61,25 @@ func holderMain() error {
 		if err != nil {
 			return err
 		}
-		if serveHolder(&conn{c.(*net.UnixConn)}, held) {
-			return l.Close()
+		serveHolder(&conn{c.(*net.UnixConn)}, held)
+		if len(held) == 0 {
+			return l.Close() // nothing that another keeper could want
 		}
 	}
 }
 
-// serveHolder serves one keeper until it leaves, and tells whether the
-// holder shall end.
-func serveHolder(c *conn, held map[string]heldEntry) bool {
+// serveHolder serves one keeper until it leaves.
+func serveHolder(c *conn, held map[string]heldEntry) {
 	defer c.Close()
 	if c.checkPeer() != nil {
-		return false
+		return
 	}
 	for {
 		var m holderMessage
 		files, err := c.receive(&m)
 		if err != nil {
 			closeFiles(files)
-			return false
+			return
 		}
 		switch m.Op {
 		case holdPut:
@@ -91,15 +91,11 @@ func serveHolder(c *conn, held map[string]heldEntry) bool {
 		case holdTake:
 			for id, e := range held {
 				if err := c.send(holderMessage{Op: holdPut, ID: id, Record: e.record}, e.files...); err != nil {
-					return false
+					return
 				}
 			}
 			if err := c.send(holderMessage{Op: holdTake}); err != nil {
-				return false
-			}
-		case holdEnd:
-			if len(held) == 0 {
-				return true
+				return
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -19,7 +20,8 @@ func watchDir(dir string) (*os.File, error) {
 		return nil, api.Errorf(api.CodeNoResources, "follow the log in %s: %w", dir, err).
 			WithHint("see fs.inotify.max_user_instances")
 	}
-	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
+	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE |
+		unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
 	if _, err := unix.InotifyAddWatch(fd, dir, mask); err != nil {
 		unix.Close(fd)
 		if err == unix.ENOENT {
@@ -49,7 +51,8 @@ func (r *logReader) follow(ctx context.Context, events *os.File, ended <-chan st
 	buf := make([]byte, 4096)
 	for {
 		n, err := events.Read(buf)
-		last := errors.Is(err, os.ErrDeadlineExceeded) || removed(buf[:max(n, 0)])
+		deleted, removed := lookFor(buf[:max(n, 0)])
+		last := removed || errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -59,18 +62,29 @@ func (r *logReader) follow(ctx context.Context, events *os.File, ended <-chan st
 		if err := r.drain(ctx); err != nil || last {
 			return err
 		}
+		if deleted {
+			// An open file in it would keep the directory from reporting
+			// its own removal, which is probably what comes next.
+			r.close()
+		}
 	}
 }
 
-// removed looks for the end of the watched directory among the events.
-func removed(events []byte) bool {
+// lookFor tells whether the current log file was deleted, or the directory
+// itself removed.
+func lookFor(events []byte) (deleted, removed bool) {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(events[4:])
 		size := int(binary.NativeEndian.Uint32(events[12:])) + unix.SizeofInotifyEvent
-		if mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED) != 0 {
-			return true
+		event := events[:min(size, len(events))]
+		name := bytes.TrimRight(event[unix.SizeofInotifyEvent:], "\x00")
+		if mask&unix.IN_DELETE != 0 && string(name) == logCurrent {
+			deleted = true
 		}
-		events = events[min(size, len(events)):]
+		if mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED) != 0 {
+			removed = true
+		}
+		events = events[len(event):]
 	}
-	return false
+	return deleted, removed
 }

@@ -16,7 +16,7 @@ import (
 // recordReader reads records from one log file, which may grow meanwhile.
 type recordReader struct {
 	f          *os.File
-	limit      int64 // how far to read; 0 for all
+	limit      int64 // how far to read; negative for all
 	read       int64 // how far it was read
 	buf        []byte
 	start, end int  // what of buf is still to be parsed
@@ -24,7 +24,7 @@ type recordReader struct {
 }
 
 func newRecordReader(f *os.File) *recordReader {
-	return &recordReader{f: f, buf: make([]byte, 2*maxRecord)}
+	return &recordReader{f: f, limit: -1, buf: make([]byte, 2*maxRecord)}
 }
 
 // next is the next whole record. At the end of the file it reports false, and
@@ -59,7 +59,7 @@ func (r *recordReader) fill() (more bool, err error) {
 	r.end = copy(r.buf, r.buf[r.start:r.end])
 	r.start = 0
 	room := r.buf[r.end:]
-	if r.limit > 0 {
+	if r.limit >= 0 {
 		room = room[:min(int64(len(room)), max(r.limit-r.read, 0))]
 	}
 	if len(room) == 0 {

@@ -160,12 +160,11 @@ func (st *store) send(m holderMessage, fds ...int) {
 	}
 }
 
-// close lets the holder go: there is nothing left to hold.
+// close leaves the holder, which ends if nothing is left to hold.
 func (st *store) close() {
 	st.mu.Lock()
 	st.closing = true
 	if st.conn != nil {
-		st.conn.send(holderMessage{Op: holdEnd})
 		st.conn.Close()
 		os.Remove(st.path)
 	}

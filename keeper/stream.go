@@ -64,8 +64,8 @@ func (s *stream) read() bool {
 	case err == unix.EINTR:
 		return true
 	case err == unix.EIO:
-		// The terminal's slave side is closed: a session's leader has
-		// ended, which hangs up every descriptor of it, ours too.
+		// The terminal's slave side is closed, ours too: somebody with
+		// CAP_SYS_ADMIN on the host has hung it up (TIOCVHANGUP).
 		return s.guest.reopenSlave()
 	case err != nil || n == 0: // EAGAIN
 		return false
