@@ -24,7 +24,7 @@ const (
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := newApp(stdin, stdout, stderr)
 	defer a.close()
-	root := newRoot(a)
+	root := newRoot(a, args)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -34,7 +34,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 }
 
 // Root is the tree of commands, for the generator of the reference.
-func Root() *cobra.Command { return newRoot(newApp(os.Stdin, io.Discard, io.Discard)) }
+func Root() *cobra.Command { return newRoot(newApp(os.Stdin, io.Discard, io.Discard), nil) }
 
 // statusError ends the command with a status and says nothing more.
 type statusError int

@@ -27,7 +27,8 @@ var groups = []*cobra.Group{
 	{ID: groupOther, Title: "Other"},
 }
 
-func newRoot(a *app) *cobra.Command {
+// newRoot makes the command for a command line.
+func newRoot(a *app, args []string) *cobra.Command {
 	cobra.EnableCommandSorting = false // ours are in the order of use
 	root := &cobra.Command{
 		Use:               "cleave",
@@ -59,19 +60,57 @@ func newRoot(a *app) *cobra.Command {
 	root.SetHelpFunc(a.help)
 	root.SetFlagErrorFunc(flagError)
 
-	add := func(group string, cmds ...*cobra.Command) {
-		for _, c := range cmds {
-			c.GroupID = group
-			root.AddCommand(c)
+	for _, e := range a.entries(invoked(root, args)) {
+		c := e.make()
+		c.GroupID = e.group
+		root.AddCommand(c)
+	}
+	return root
+}
+
+// entry is a command that isn't made before it is needed.
+type entry struct {
+	name  string
+	group string
+	make  func() *cobra.Command
+}
+
+// entries are the commands in the order of help; only the one called only,
+// if there is such a one: making all of them, with some 400 flags, costs more
+// than most commands take.
+func (a *app) entries(only string) []entry {
+	all := []entry{
+		{"launch", groupEveryday, a.launchCmd}, {"run", groupEveryday, a.runCmd}, {"exec", groupEveryday, a.execCmd}, {"shell", groupEveryday, a.shellCmd},
+		{"start", groupEveryday, a.startCmd}, {"stop", groupEveryday, a.stopCmd}, {"restart", groupEveryday, a.restartCmd}, {"delete", groupEveryday, a.deleteCmd},
+		{"list", groupLook, a.listCmd}, {"show", groupLook, a.showCmd}, {"logs", groupLook, a.logsCmd}, {"console", groupLook, a.consoleCmd},
+		{"stats", groupLook, a.statsCmd}, {"top", groupLook, a.topCmd}, {"events", groupLook, a.eventsCmd},
+		{"create", groupChange, a.createCmd}, {"set", groupChange, a.setCmd}, {"rename", groupChange, a.renameCmd},
+		{"pause", groupChange, a.pauseCmd}, {"resume", groupChange, a.resumeCmd}, {"cp", groupChange, a.cpCmd},
+		{"apply", groupStacks, a.applyCmd}, {"diff", groupStacks, a.diffCmd},
+		{"instance", groupNouns, a.instanceCmd}, {"image", groupNouns, a.imageCmd}, {"pool", groupNouns, a.poolCmd}, {"volume", groupNouns, a.volumeCmd},
+		{"network", groupNouns, a.networkCmd}, {"operation", groupNouns, a.operationCmd}, {"token", groupNouns, a.tokenCmd},
+		{"doctor", groupOther, a.doctorCmd}, {"version", groupOther, a.versionCmd}, {"completion", groupOther, a.completionCmd},
+	}
+	for _, e := range all {
+		if e.name == only {
+			return []entry{e}
 		}
 	}
-	add(groupEveryday, a.launchCmd(), a.runCmd(), a.execCmd(), a.shellCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.deleteCmd())
-	add(groupLook, a.listCmd(), a.showCmd(), a.logsCmd(), a.consoleCmd(), a.statsCmd(), a.topCmd(), a.eventsCmd())
-	add(groupChange, a.createCmd(), a.setCmd(), a.renameCmd(), a.pauseCmd(), a.resumeCmd(), a.cpCmd())
-	add(groupStacks, a.applyCmd(), a.diffCmd())
-	add(groupNouns, a.instanceCmd(), a.imageCmd(), a.poolCmd(), a.volumeCmd(), a.networkCmd(), a.operationCmd(), a.tokenCmd())
-	add(groupOther, a.doctorCmd(), a.versionCmd(), a.completionCmd())
-	return root
+	return all
+}
+
+// invoked is the first word that is no flag of the root's.
+func invoked(root *cobra.Command, args []string) string {
+	for i := 0; i < len(args); i++ {
+		name, isFlag := strings.CutPrefix(args[i], "--")
+		switch {
+		case !isFlag:
+			return args[i]
+		case root.PersistentFlags().Lookup(name) != nil:
+			i++ // its value
+		}
+	}
+	return ""
 }
 
 // noun makes the command that holds a noun's verbs.
