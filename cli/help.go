@@ -218,3 +218,8 @@ func defaultOf(f *flag) string {
 	}
 	return " (default " + f.DefValue + ")"
 }
+
+// Help writes a command's help as it is printed where there is no terminal.
+func Help(cmd *cobra.Command, w io.Writer) {
+	newApp(nil, w, io.Discard).help(cmd, nil)
+}
