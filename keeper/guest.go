@@ -30,6 +30,7 @@ type guest struct {
 	pidfd       int
 	stdio       stdio
 	gone        bool // the process has ended; its output may be not drained yet
+	forgotten   bool
 	attachments []*attachment
 
 	// outMu orders what goes to the log, the replay buffer and the

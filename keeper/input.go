@@ -14,6 +14,10 @@ import (
 type input struct {
 	guest *guest
 
+	// writing is held while writing, which the guest can stall (see
+	// poller), and keeps fd open meanwhile. Lock order: writing before mu.
+	writing sync.Mutex
+
 	mu     sync.Mutex
 	fd     int // -1 when there is none or no more
 	closed bool
@@ -59,19 +63,26 @@ func (in *input) write(data []byte, client int) {
 
 // try writes what fits. If that is nothing, full is what to wait for.
 func (in *input) try(data []byte) (n, full int, ok bool) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if in.fd < 0 {
+	in.writing.Lock()
+	defer in.writing.Unlock()
+	fd := in.descriptor()
+	if fd < 0 {
 		return 0, -1, false
 	}
-	n, err := unix.Write(in.fd, data)
+	n, err := unix.Write(fd, data)
 	switch err {
 	case nil:
 		return n, -1, true
 	case unix.EAGAIN, unix.EINTR:
-		return 0, in.fd, true
+		return 0, fd, true
 	}
 	return 0, -1, false // EPIPE: nobody reads any more
+}
+
+func (in *input) descriptor() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.fd
 }
 
 // eof tells the guest that no more input will come. With a terminal it types
@@ -89,14 +100,10 @@ func (in *input) eof(client int) {
 }
 
 func (in *input) typeEOF(client int) {
-	in.mu.Lock()
-	var t *unix.Termios
-	var err error
-	if in.fd >= 0 {
-		t, err = unix.IoctlGetTermios(in.fd, unix.TCGETS)
-	}
-	in.mu.Unlock()
-	if err == nil && t != nil && t.Lflag&unix.ICANON != 0 && t.Cc[unix.VEOF] != 0 {
+	in.writing.Lock()
+	t, err := unix.IoctlGetTermios(in.descriptor(), unix.TCGETS)
+	in.writing.Unlock()
+	if err == nil && t.Lflag&unix.ICANON != 0 && t.Cc[unix.VEOF] != 0 {
 		in.write([]byte{t.Cc[unix.VEOF]}, client)
 	}
 }
@@ -105,6 +112,8 @@ func (in *input) typeEOF(client int) {
 // poll keeps the end open; it lets go as soon as the guest has read, which it
 // does anyway before it sees the end.
 func (in *input) close() {
+	in.writing.Lock()
+	defer in.writing.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.fd >= 0 {

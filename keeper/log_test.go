@@ -186,6 +186,7 @@ func TestFollowEndsWithContextOrDirectory(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
+	w.close()
 	err = ReadLogs(t.Context(), dir, LogOptions{Follow: true}, func(LogEntry) error { return os.RemoveAll(dir) })
 	if err != nil {
 		t.Errorf("removed: %v", err)
@@ -288,9 +289,10 @@ func TestFloodIsBoundedByRotation(t *testing.T) {
 	if total > 2*logLimit || total < logLimit {
 		t.Errorf("the log has %d bytes", total)
 	}
-	last := readStream(t, r.LogDir, streamStderr, LogOptions{Tail: 1000})
-	if !strings.HasSuffix(last, "err 499999\n") {
-		t.Errorf("the last lines are missing: %q", last[max(0, len(last)-100):])
+	for stream, want := range map[string]string{streamStdout: "out 499999\n", streamStderr: "err 499999\n"} {
+		if got := readStream(t, r.LogDir, stream, LogOptions{}); !strings.HasSuffix(got, want) {
+			t.Errorf("%s ends with %q", stream, got[max(0, len(got)-100):])
+		}
 	}
 }
 

@@ -256,7 +256,11 @@ func (s *server) forget(id string) error {
 	if err != nil {
 		return err
 	}
-	if !g.snapshot().Exited {
+	g.mu.Lock()
+	ended := g.info.Exited
+	g.forgotten = ended
+	g.mu.Unlock()
+	if !ended {
 		return api.Errorf(api.CodeConflict, "forget guest %s: it has not ended", id)
 	}
 	s.mu.Lock()

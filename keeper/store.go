@@ -127,29 +127,30 @@ func (st *store) watch(c *conn) {
 	st.all()
 }
 
-// save gives the holder the present state of a guest.
+// save gives the holder the present state of a guest, unless it was forgotten
+// meanwhile: state is taken and sent under one lock, so that a later state is
+// never replaced by an earlier one.
 func (st *store) save(g *guest) {
-	if st == nil {
-		return
-	}
-	record, fds := g.record()
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}()
-	st.send(holderMessage{Op: holdPut, ID: record.Guest.ID, Record: mustJSON(record)}, fds...)
-}
-
-func (st *store) drop(id string) {
-	if st != nil {
-		st.send(holderMessage{Op: holdDrop, ID: id})
-	}
-}
-
-func (st *store) send(m holderMessage, fds ...int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	record, fds, ok := g.record()
+	if ok {
+		st.send(holderMessage{Op: holdPut, ID: record.Guest.ID, Record: mustJSON(record)}, fds...)
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// drop lets the holder forget a guest that is marked as forgotten.
+func (st *store) drop(id string) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.send(holderMessage{Op: holdDrop, ID: id})
+}
+
+// send is called with mu held.
+func (st *store) send(m holderMessage, fds ...int) {
 	if st.conn == nil {
 		return
 	}
@@ -174,7 +175,7 @@ func (st *store) close() {
 
 // record is what the holder shall have: the guest's state, and duplicates of
 // its descriptors in the order of Files.
-func (g *guest) record() (r saved, fds []int) {
+func (g *guest) record() (r saved, fds []int, ok bool) {
 	add := func(name string, fd int) {
 		if fd < 0 {
 			return
@@ -195,5 +196,5 @@ func (g *guest) record() (r saved, fds []int) {
 	add(fifoStdout, g.stdio.stdout)
 	add(fifoStderr, g.stdio.stderr)
 	add("terminal", g.stdio.master)
-	return r, fds
+	return r, fds, !g.forgotten
 }
