@@ -15,8 +15,8 @@ import (
 type legacyTables struct{ programs, names string }
 
 var legacyFamilies = []legacyTables{
-	{"iptables-legacy iptables", "/proc/net/ip_tables_names"},
-	{"ip6tables-legacy ip6tables", "/proc/net/ip6_tables_names"},
+	{"iptables-legacy iptables", "/proc/thread-self/net/ip_tables_names"},
+	{"ip6tables-legacy ip6tables", "/proc/thread-self/net/ip6_tables_names"},
 }
 
 // program is the one that knows the old tables, or empty when none does or

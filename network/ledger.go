@@ -29,7 +29,7 @@ type entry struct {
 
 func openLedger() (*ledger, error) {
 	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &st); err != nil {
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return nil, fmt.Errorf("identify the network namespace: %w", err)
 	}
 	return &ledger{path: fmt.Sprintf("/run/cleave-network-%d.json", st.Ino)}, nil

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -60,7 +61,12 @@ func (w *world) open(scope string) *Manager {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() {
-		if err := m.Destroy(w.Context()); err != nil {
+		_ = m.Close()
+		last, err := Open(context.Background(), w.options(scope))
+		if err == nil {
+			err = last.Destroy(context.Background())
+		}
+		if err != nil {
 			w.Errorf("destroy: %v", err)
 		}
 		for _, command := range []string{

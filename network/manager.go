@@ -29,8 +29,9 @@ type Manager struct {
 	names  *dns.Server
 	ledger *ledger
 
-	stop context.CancelFunc
-	work sync.WaitGroup
+	stop   context.CancelFunc
+	work   sync.WaitGroup
+	closed sync.Once
 	reap chan struct{} // capacity 1: some links should have gone by soon
 
 	// setup lets calls that change more than one port or instance take turns.
@@ -108,19 +109,26 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 
 // Close ends DNS; guests keep the rest. Ports of the host that are published
 // are no longer reserved.
-func (m *Manager) Close() error {
+func (m *Manager) Close() (err error) {
+	m.closed.Do(func() {
+		m.rest()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, held := range m.forwards {
+			for _, h := range held {
+				h.release()
+			}
+		}
+		err = errors.Join(m.tables.Close(), m.rt.Close())
+	})
+	return err
+}
+
+// rest ends everything that goes on by itself.
+func (m *Manager) rest() {
 	m.stop()
 	m.names.Close()
 	m.work.Wait()
-	m.mu.Lock()
-	for _, held := range m.forwards {
-		for _, h := range held {
-			h.release()
-		}
-	}
-	m.forwards = map[string][]heldForward{}
-	m.mu.Unlock()
-	return errors.Join(m.tables.Close(), m.rt.Close())
 }
 
 // Destroy removes everything of the scope from the kernel, guests' ports
@@ -129,9 +137,7 @@ func (m *Manager) Close() error {
 func (m *Manager) Destroy(_ context.Context) error {
 	m.setup.Lock()
 	defer m.setup.Unlock()
-	m.stop()
-	m.names.Close()
-	m.work.Wait()
+	m.rest()
 	return errors.Join(
 		m.rt.DeleteGroup(m.groups.ports),
 		m.rt.DeleteGroup(m.groups.bridges),

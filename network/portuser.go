@@ -29,7 +29,7 @@ type portUser struct {
 func portUsers(protocol string, at netip.AddrPort) ([]portUser, error) {
 	var found []portUser
 	for _, suffix := range []string{"", "6"} {
-		f, err := os.Open("/proc/net/" + protocol + suffix)
+		f, err := os.Open("/proc/thread-self/net/" + protocol + suffix)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // no IPv6
 		}

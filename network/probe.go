@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 
 	"github.com/google/nftables"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/internal/netns"
 	"github.com/cleave-project/cleave/network/link"
 	"github.com/cleave-project/cleave/network/nft"
 )
@@ -22,22 +22,17 @@ import (
 // tried, in a network namespace that exists for that only.
 func (m *Manager) Probe(_ context.Context) []api.Finding {
 	var all []api.Finding
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			all = append(all, finding("network namespaces", "", err, "run the daemon as root, on a kernel with CONFIG_NET_NS"))
-			return
-		}
+	err := netns.InNew(func() {
 		all = append(all,
 			finding("bridges", "up to 1023 guests each", tryBridge(), "load the modules bridge and veth"),
 			finding("packet filter", "separation of guests, NAT, published ports", tryTables(),
 				"load the modules nf_tables, nft_fib_inet, nft_nat, nft_masq, nft_reject_inet, nft_limit and nft_ct"),
 			finding("network rates", "limits per port, both ways", tryRates(), "load the modules sch_tbf, sch_ingress, cls_u32, act_mirred and ifb"),
 		)
-	}()
-	<-done
+	})
+	if err != nil {
+		all = append(all, finding("network namespaces", "", err, "run the daemon as root, on a kernel with CONFIG_NET_NS"))
+	}
 	return append(all, m.probeIPv6(), m.probeResolvers(), m.probeDoors())
 }
 

@@ -51,7 +51,7 @@ func TestGuestsReachEachOtherAndTheWorldButNotOtherNetworks(t *testing.T) {
 				if got != test.want {
 					t.Errorf("%s to %s: got %q, %v, want %q", network, test.target, got, err, test.want)
 				}
-				if test.want == "" && time.Since(start) > time.Second {
+				if test.want == "" && network == "tcp" && time.Since(start) > time.Second {
 					t.Errorf("%s to %s hung instead of being refused", network, test.target)
 				}
 			}

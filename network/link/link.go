@@ -168,6 +168,9 @@ func (c *Conn) configure(index int, ipv6 bool) error {
 	// The one MAC behind the port is known; frames to another are not for it.
 	port.AddRtAttr(nl.IFLA_BRPORT_LEARNING, nl.Uint8Attr(0))
 	port.AddRtAttr(nl.IFLA_BRPORT_UNICAST_FLOOD, nl.Uint8Attr(0))
+	// A guest may ask for a port that it publishes itself: where bridges
+	// call iptables, the packet is turned around without leaving the bridge.
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
 	r.AddData(info)
 	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
 	return err

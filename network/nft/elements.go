@@ -36,11 +36,14 @@ func Network(bridge string, mac net.HardwareAddr, gateways []netip.Addr, nat boo
 func Guest(link string, mac net.HardwareAddr, addrs []netip.Addr) []Element {
 	var e []Element
 	for _, a := range addrs {
-		set := "addresses4"
+		family, addr := "4", string(a.AsSlice())
 		if a.Is6() {
-			set = "addresses6"
+			family = "6"
 		}
-		e = append(e, Element{set, ifname(link) + padded(mac) + string(a.AsSlice()), ""}, owner(a, mac))
+		e = append(e, Element{"addresses" + family, ifname(link) + padded(mac) + addr, ""}, owner(a, mac))
+		if !a.IsLinkLocalUnicast() {
+			e = append(e, Element{"self" + family, addr + addr, ""})
+		}
 	}
 	return e
 }

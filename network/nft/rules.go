@@ -67,8 +67,12 @@ func inetChains(s *sets) []chain {
 		{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100, rules: [][]statement{
 			rule(toGuest, ipv4, is(ip4Src8, []byte{127}), masquerade),
 			// A guest that asks for a published port of its own network: the
-			// answer must come back through the host.
+			// answer must come back through the host. Where bridges call
+			// iptables it does, and there is no interface to have come in by;
+			// but nobody takes a packet from himself.
 			rule(fromGuest, toGuest, translated, masquerade),
+			rule(toGuest, ipv4, in(s.self4, ip4Source, ip4Dest), masquerade),
+			rule(toGuest, ipv6, in(s.self6, ip6Source, ip6Dest), masquerade),
 			rule(in(s.nat, iifname), notIn(s.bridges, oifname), masquerade),
 		}},
 		{name: "from-guest", rules: [][]statement{

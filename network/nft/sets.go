@@ -10,6 +10,8 @@ import (
 var (
 	address4 = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr)
 	address6 = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIP6Addr)
+	self4    = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
+	self6    = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIP6Addr)
 	pair     = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
 
 	anyPort  = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
@@ -26,6 +28,8 @@ type sets struct {
 	pairs   *nftables.Set // bridge . bridge: inside one network
 	nat     *nftables.Set // bridges whose traffic leaves under the host's address
 	routed  *nftables.Set // the others, which may be reached from outside
+	self4   *nftables.Set // guest . guest: to itself
+	self6   *nftables.Set
 	any4    *nftables.Set // published on every address
 	any6    *nftables.Set
 	one4    *nftables.Set // published on one
@@ -63,6 +67,8 @@ func newSets(inet, bridge *nftables.Table) *sets {
 		pairs:   add(nftables.Set{Table: inet, Name: "pairs", KeyType: pair}),
 		nat:     add(nftables.Set{Table: inet, Name: "nat", KeyType: nftables.TypeIFName}),
 		routed:  add(nftables.Set{Table: inet, Name: "routed", KeyType: nftables.TypeIFName}),
+		self4:   add(nftables.Set{Table: inet, Name: "self4", KeyType: self4}),
+		self6:   add(nftables.Set{Table: inet, Name: "self6", KeyType: self6}),
 		any4:    add(nftables.Set{Table: inet, Name: "any4", KeyType: anyPort, DataType: target4}),
 		any6:    add(nftables.Set{Table: inet, Name: "any6", KeyType: anyPort, DataType: target6}),
 		one4:    add(nftables.Set{Table: inet, Name: "one4", KeyType: onePort4, DataType: target4}),
@@ -81,7 +87,7 @@ func newSets(inet, bridge *nftables.Table) *sets {
 // filled are the sets whose elements we write; the kernel writes the meters.
 func (s *sets) filled() []*nftables.Set {
 	return []*nftables.Set{
-		s.bridges, s.pairs, s.nat, s.routed, s.any4, s.any6, s.one4, s.one6,
+		s.bridges, s.pairs, s.nat, s.routed, s.self4, s.self6, s.any4, s.any6, s.one4, s.one6,
 		s.addresses4, s.addresses6, s.macs4, s.macs6,
 	}
 }

@@ -77,15 +77,21 @@ func Ask(network, address string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(patience))
 	if strings.HasPrefix(network, "udp") {
-		if _, err := io.WriteString(c, "?"); err != nil {
-			return "", err
-		}
-		b := make([]byte, 1500)
-		k, err := c.Read(b)
-		return string(b[:k]), err
+		return AskOn(c)
 	}
+	_ = c.SetDeadline(time.Now().Add(patience))
 	b, err := io.ReadAll(c)
 	return string(b), err
+}
+
+// AskOn sends one datagram and returns the one that comes back.
+func AskOn(c net.Conn) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, "?"); err != nil {
+		return "", err
+	}
+	b := make([]byte, 1500)
+	k, err := c.Read(b)
+	return string(b[:k]), err
 }
