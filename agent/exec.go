@@ -36,15 +36,8 @@ type Exec struct {
 // command could not be executed have an ExitCode. Whoever gets an Exec must
 // Close it.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
-	if len(req.Command) == 0 || req.Command[0] == "" {
-		return nil, api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField(FieldCommand)
-	}
-	for _, list := range [][]string{req.Command, req.Env, {req.User, req.WorkDir}} {
-		for _, s := range list {
-			if strings.ContainsRune(s, 0) {
-				return nil, api.Errorf(api.CodeInvalid, "executing in the guest: %q contains a zero byte", s).WithField(FieldCommand)
-			}
-		}
+	if err := check(req); err != nil {
+		return nil, err
 	}
 	what := fmt.Sprintf("executing %s in the guest", req.Command[0])
 	streams := 2
@@ -74,6 +67,26 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	}
 	go e.follow()
 	return e, nil
+}
+
+// check refuses what could never be executed, so that the guest needn't.
+func check(req ExecRequest) error {
+	if len(req.Command) == 0 || req.Command[0] == "" {
+		return api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField(FieldCommand)
+	}
+	for _, list := range [][]string{req.Command, req.Env, {req.User, req.WorkDir}} {
+		for _, s := range list {
+			if strings.ContainsRune(s, 0) {
+				return api.Errorf(api.CodeInvalid, "executing in the guest: %q contains a zero byte", s).WithField(FieldCommand)
+			}
+		}
+	}
+	for _, kv := range req.Env {
+		if strings.IndexByte(kv, '=') < 1 {
+			return api.Errorf(api.CodeInvalid, "executing in the guest: environment %q is not KEY=VALUE", kv).WithField("env")
+		}
+	}
+	return nil
 }
 
 // follow reads the replies until the last, the end of the session or Close.

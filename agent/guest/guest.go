@@ -16,6 +16,7 @@ package guest
 
 import (
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"runtime/debug"
@@ -45,7 +46,9 @@ const gcPercent = 25
 // an agent that runs beside the guest's own init. Commands get the agent's own
 // environment (except GOMAXPROCS) as base, and run as root.
 func Serve(l net.Listener) error {
-	debug.SetGCPercent(gcPercent)
+	if err := prepareSelf(); err != nil {
+		return err
+	}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "GOMAXPROCS=") })
 	r := newReaper(false)
 	defer r.close()
@@ -62,10 +65,13 @@ func Serve(l net.Listener) error {
 //
 // Init waits for all children of this process: nothing else in it may.
 func Init(p Process, l net.Listener, started func(error)) (exitCode int) {
-	debug.SetGCPercent(gcPercent)
 	signals := catch() // before the start: none is lost, none ends us
 	r := newReaper(true)
-	main, err := startMain(p, r)
+	err := prepareSelf()
+	var main *child
+	if err == nil {
+		main, err = startMain(p, r)
+	}
 	started(err)
 	if err != nil {
 		return startCode(err)
@@ -79,6 +85,18 @@ func Init(p Process, l net.Listener, started func(error)) (exitCode int) {
 	}
 	forward(signals, main)
 	return main.exitCode()
+}
+
+// prepareSelf sets what all processes that the agent starts inherit: no
+// descriptor of whoever started the agent, wherever it forgot one (one of a
+// host directory is a way out, CVE-2024-21626), and the usual umask.
+func prepareSelf() error {
+	debug.SetGCPercent(gcPercent)
+	unix.Umask(0o022)
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return errnoError(err, "starting the agent: keeping its descriptors from the guest (close_range, since Linux 5.11)")
+	}
+	return nil
 }
 
 func startMain(p Process, r *reaper) (*child, error) {
