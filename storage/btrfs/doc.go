@@ -37,8 +37,8 @@
 //
 // # Durability
 //
-// Create, Resize and Delete return before they are on the disk, and begin a
-// commit that takes milliseconds. A volume that a guest has synced data in
+// Create, Resize and Delete return before they are on the disk; the
+// committer sees to that within milliseconds. A volume that a guest has synced data in
 // is on the disk, because that sync commits its creation too.
 //
 // All methods may be called from any goroutine; calls for one volume wait

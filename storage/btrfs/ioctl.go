@@ -20,6 +20,7 @@ const (
 	reqTreeSearch   = iocBoth<<30 | 4096<<16 | 0x94<<8 | 17
 	reqInoLookup    = iocBoth<<30 | 4096<<16 | 0x94<<8 | 18
 	reqSpaceInfo    = iocBoth<<30 | 16<<16 | 0x94<<8 | 20
+	reqWaitSync     = iocWrite<<30 | 8<<16 | 0x94<<8 | 22
 	reqStartSync    = iocRead<<30 | 8<<16 | 0x94<<8 | 24
 	reqCreateSubvol = iocWrite<<30 | 4096<<16 | 0x94<<8 | 24
 	reqDevInfo      = iocBoth<<30 | 4096<<16 | 0x94<<8 | 30
@@ -144,14 +145,20 @@ func subvolumeExists(dir *os.File, id uint64) (found bool, err error) {
 	return found, err
 }
 
-// syncFS commits everything; startSync begins that and doesn't wait.
+// syncFS writes and commits everything.
 func syncFS(dir *os.File) error {
 	return ioctl(dir, "sync file system", reqSync, nil)
 }
 
-func startSync(dir *os.File) error {
-	var transID uint64
-	return ioctl(dir, "start sync of file system", reqStartSync, unsafe.Pointer(&transID))
+// startSync asks for a commit of the running transaction and returns when it
+// has begun, waitSync when it has ended.
+func startSync(dir *os.File) (transaction uint64, err error) {
+	err = ioctl(dir, "start commit", reqStartSync, unsafe.Pointer(&transaction))
+	return transaction, err
+}
+
+func waitSync(dir *os.File, transaction uint64) error {
+	return ioctl(dir, "wait for commit", reqWaitSync, unsafe.Pointer(&transaction))
 }
 
 func enableQuota(dir *os.File, cmd uint64) error {

@@ -28,6 +28,7 @@ type pool struct {
 	grower *grower   // with file
 	path   string    // of the directory of volumes
 	dir    *os.File  // the same, open
+	commit *committer
 	quota  *quota
 	ids    storage.Locks
 
@@ -82,6 +83,7 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	if p.dir, err = os.Open(p.path); err != nil {
 		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
 	}
+	p.commit = startCommitter(p.dir)
 	if p.quota, err = openQuota(p.dir, !native); err != nil {
 		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
 	}
@@ -222,7 +224,8 @@ func (p *pool) close() {
 	if p.grower != nil {
 		p.grower.Close()
 	}
-	if p.dir != nil {
+	if p.commit != nil {
+		p.commit.Close()
 		p.dir.Close()
 	}
 	if p.file != nil {
@@ -247,6 +250,7 @@ func (p *pool) Unmount(context.Context) error {
 		return nil
 	}
 	p.grower.Close()
+	p.commit.Close()
 	p.dir.Close()
 	if err := p.file.unmount(); err != nil {
 		return p.busy("unmount", err)
@@ -299,13 +303,14 @@ func (p *pool) destroyNative() error {
 // destroyFile unmounts and removes the loop file, or leaves all as it is.
 func (p *pool) destroyFile() error {
 	p.grower.Close()
+	p.commit.Close()
 	p.dir.Close()
 	if err := p.file.unmount(); err != nil {
 		dir, reopen := os.Open(p.path)
 		if reopen != nil {
 			return errors.Join(err, reopen)
 		}
-		p.dir, p.grower = dir, startGrower(p.file)
+		p.dir, p.commit, p.grower = dir, startCommitter(dir), startGrower(p.file)
 		return p.busy("destroy", err)
 	}
 	return errors.Join(os.Remove(p.file.file.Name()), os.Remove(p.file.point))

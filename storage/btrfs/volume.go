@@ -109,7 +109,8 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 		p.grower.look()
 	}
 	p.reap()
-	return startSync(p.dir)
+	p.commit.soon()
+	return nil
 }
 
 // make makes a complete subvolume under a name that isn't listed.
@@ -143,7 +144,8 @@ func (p *pool) Delete(ctx context.Context, id string) error {
 		return p.failed("delete", id, err)
 	}
 	p.reap()
-	return startSync(p.dir)
+	p.commit.soon()
+	return nil
 }
 
 // destroy removes a subvolume by its name in the directory of volumes; one
@@ -244,7 +246,8 @@ func (p *pool) Resize(ctx context.Context, id string, size api.Bytes) error {
 	if err := p.quota.limit(p.dir, sub, size); err != nil {
 		return p.failed("resize", id, err)
 	}
-	return startSync(p.dir)
+	p.commit.soon()
+	return nil
 }
 
 // Usage implements storage.Driver.

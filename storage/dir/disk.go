@@ -58,7 +58,7 @@ func (p *pool) makeDisk(ctx context.Context, dir string, size api.Bytes) error {
 	}
 	journal := min(max(int(size/api.MiB/128), leastJournal), mostJournal)
 	// nodiscard: a discard would undo the reservation.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", strconv.Itoa(ext4Block), "-m", "0", "-i", "16384", "-I", "256",
+	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", strconv.Itoa(ext4Block), "-m", "0", "-I", "256",
 		"-J", "size="+strconv.Itoa(journal), "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1", f.Name())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", mkfs, f.Name(), err, bytes.TrimSpace(out))

@@ -77,14 +77,18 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	}
 	p.reflink = canReflink(p.trash)
 	p.loops = loop.Attached()
-	if err := p.sweep(ctx); err != nil {
+	old, err := readNames(p.trash)
+	if err == nil {
+		err = p.sweep(ctx)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open pool %q: remove what was left half done: %w", c.Name, err)
 	}
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.sweeper.Go(func() {
 		// What can't be removed is in nobody's way; the next Open tries again.
-		_ = p.emptyTrash(background)
+		_ = p.emptyTrash(background, old)
 	})
 	return p, nil
 }
@@ -220,13 +224,12 @@ func (p *pool) Unmount(context.Context) error {
 		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
 	}
 	defer p.close()
-	mounts, err := fsmount.Under(p.run)
+	ids, err := readNames(p.run)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for point := range mounts {
-		id := filepath.Base(point)
+	for _, id := range ids {
 		if err := p.unmount(id); err != nil {
 			errs = append(errs, p.busy("unmount", id, err))
 		}
@@ -253,7 +256,11 @@ func (p *pool) Destroy(ctx context.Context) error {
 			WithHint("delete them first")
 	}
 	p.sweeper.Wait()
-	if err := p.emptyTrash(ctx); err != nil {
+	old, err := readNames(p.trash)
+	if err == nil {
+		err = p.emptyTrash(ctx, old)
+	}
+	if err != nil {
 		return fmt.Errorf("destroy pool %q: %w", p.config.Name, err)
 	}
 	for _, dir := range []string{p.volumes, p.trash, p.run} {

@@ -40,14 +40,11 @@ func (p *pool) discard(ctx context.Context, name string) error {
 	return emptyBin(ctx, bin)
 }
 
-// emptyTrash removes what deletes that were cut short have left.
-func (p *pool) emptyTrash(ctx context.Context) error {
-	names, err := readNames(p.trash)
-	if err != nil {
-		return err
-	}
+// emptyTrash removes bins that deletes which were cut short have left. No
+// other call may be at work on them.
+func (p *pool) emptyTrash(ctx context.Context, bins []string) error {
 	var errs []error
-	for _, name := range names {
+	for _, name := range bins {
 		errs = append(errs, emptyBin(ctx, filepath.Join(p.trash, name)))
 	}
 	return errors.Join(errs...)

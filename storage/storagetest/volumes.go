@@ -93,9 +93,10 @@ func testHostileTree(t *testing.T, target Target) {
 		g := NewGuest(t, path)
 		g.MustRun(t, fmt.Sprintf(`
 			mkdir -p many; cd many; i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; cd ..
-			ln -s %s out; ln -s .. up; ln -s / root; mkfifo fifo; mkdir "$(printf 'a\nb')" locked; : > locked/f; chmod 0 locked
-			i=0; while [ $i -lt 3000 ]; do mkdir d; : > f; cd d; i=$((i+1)); done`, filepath.Dir(outside)))
+			ln -s %s out; ln -s .. up; ln -s / root; mkfifo fifo; mkdir "$(printf 'a\nb')" locked; : > locked/f; chmod 0 locked`,
+			filepath.Dir(outside)))
 		g.Close()
+		nest(t, path, 3000)
 		if err := d.Release(t.Context(), id); err != nil {
 			t.Errorf("release: %v", err)
 		}
@@ -107,6 +108,28 @@ func testHostileTree(t *testing.T, target Target) {
 		}
 	}
 	wantFile(t, outside, "untouched")
+}
+
+// nest makes directories in one another, with a file in each.
+func nest(t *testing.T, path string, depth int) {
+	t.Helper()
+	at, err := unix.Open(path, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for i := 0; err == nil && i < depth; i++ {
+		below, file := -1, -1
+		if err = unix.Mkdirat(at, "d", 0o755); err == nil {
+			file, err = unix.Openat(at, "f", unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		}
+		if err == nil {
+			unix.Close(file)
+			below, err = unix.Openat(at, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		unix.Close(at)
+		at = below
+	}
+	if err != nil {
+		t.Fatalf("nest directories: %v", err)
+	}
+	unix.Close(at)
 }
 
 func testConcurrent(t *testing.T, target Target) {
