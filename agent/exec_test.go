@@ -96,3 +96,14 @@ func TestExecSaysWhyACommandCannotRun(t *testing.T) {
 		})
 	}
 }
+
+// The base of commands beside a guest's own init is the agent's environment,
+// but not what tunes the agent.
+func TestServeKeepsItsRuntimesVariables(t *testing.T) {
+	t.Setenv("FROM_ENGINE", "yes")
+	t.Setenv("GOTRACEBACK", "none")
+	r := command(t, startServe(t).dial(t), sh("echo $FROM_ENGINE; env | grep -c '^GO'"), nil)
+	if r.stdout != "yes\n0\n" {
+		t.Errorf("got %q", r.stdout)
+	}
+}

@@ -45,16 +45,23 @@ const gcPercent = 25
 
 // Serve answers on l until l is closed, and then ends its connections; for
 // an agent that runs beside the guest's own init. Commands get the agent's own
-// environment (except GOMAXPROCS) as base, and run as root.
+// environment as base (without what tunes the agent's runtime), and run as
+// root.
 func Serve(l net.Listener) error {
 	if err := prepareSelf(); err != nil {
 		return err
 	}
-	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "GOMAXPROCS=") })
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.Contains(runtimeEnv, name)
+	})
 	r := newReaper(false)
 	defer r.close()
 	return newServer(Process{Env: env}, r).serve(l)
 }
+
+// runtimeEnv is what Go's runtime listens to (package runtime).
+var runtimeEnv = []string{"GOMAXPROCS", "GOTRACEBACK", "GOGC", "GOMEMLIMIT", "GODEBUG"}
 
 // Init is PID 1 of an application guest: it starts p as the leader of its own
 // session (with TTY: in control of the terminal), calls started once with nil
