@@ -221,10 +221,10 @@ func isLocal(err error) bool {
 // target finds where in the guest the archive is extracted, and what the
 // copy is called there.
 func (c *copying) target(ctx context.Context, base string, sourceIsDir bool) (dir, name string, err error) {
-	fi, err := c.follow(ctx, c.to.path)
+	at, fi, err := c.follow(ctx, c.to.path)
 	switch {
 	case err == nil && fs.FileMode(fi.Mode).IsDir():
-		return c.to.path, base, nil
+		return at, base, nil
 	case err == nil && base == ".":
 		return "", "", api.Errorf(api.CodeInvalid, "%s is no directory", c.to)
 	case err == nil || api.IsCode(err, api.CodeNotFound):
@@ -237,20 +237,20 @@ func (c *copying) target(ctx context.Context, base string, sourceIsDir bool) (di
 	return "", "", err
 }
 
-// follow describes what a path of the target guest leads to.
-func (c *copying) follow(ctx context.Context, p string) (*api.FileInfo, error) {
+// follow finds and describes what a path of the target guest leads to.
+func (c *copying) follow(ctx context.Context, p string) (string, *api.FileInfo, error) {
 	p = path.Clean(p)
 	for range 10 {
 		fi, err := c.app.daemon.Stat(ctx, c.to.guest, p)
 		if err != nil || fs.FileMode(fi.Mode)&fs.ModeSymlink == 0 {
-			return fi, err
+			return p, fi, err
 		}
 		if !path.IsAbs(fi.Target) {
 			fi.Target = path.Join(path.Dir(p), fi.Target)
 		}
 		p = path.Clean(fi.Target)
 	}
-	return nil, api.Errorf(api.CodeInvalid, "%s: too many symbolic links", c.to)
+	return "", nil, api.Errorf(api.CodeInvalid, "%s: too many symbolic links", c.to)
 }
 
 // out copies from a guest to here.

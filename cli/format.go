@@ -46,13 +46,21 @@ func (f *format) check() error {
 	return nil
 }
 
-// printList prints a listing.
-func printList[T any](a *app, f *format, l output.Listing[T], items []T) error {
+// checkList checks the flags of a listing and selects its columns.
+func checkList[T any](f *format, l output.Listing[T]) (output.Listing[T], error) {
+	if err := f.check(); err != nil {
+		return l, err
+	}
 	selected, err := l.Select(f.columns)
 	if err != nil {
-		return usageError{err}
+		return l, usageError{err}
 	}
-	return output.List(a.out, output.Format(f.name), selected, items)
+	return selected, nil
+}
+
+// printList prints a listing.
+func printList[T any](a *app, f *format, l output.Listing[T], items []T) error {
+	return output.List(a.out, output.Format(f.name), l, items)
 }
 
 // printOne prints one object: for people by describe.
@@ -86,8 +94,8 @@ func shortDigest(d string) string {
 	return hex[:min(12, len(hex))]
 }
 
-// bytes prints a size, and nothing for none.
-func bytes(b api.Bytes) string {
+// sizeText prints a size, and nothing for none.
+func sizeText(b api.Bytes) string {
 	if b == 0 {
 		return ""
 	}

@@ -41,7 +41,11 @@ func (a *app) listCmd() *cobra.Command {
 	states := []string{"creating", "stopped", "starting", "running", "paused", "stopping", "failed", "deleting"}
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := f.check(); err != nil {
+		if filter.AllProjects && f.columns == "" {
+			f.columns = "project,name,state,kind,ipv4,image,age"
+		}
+		selected, err := checkList(f, listing)
+		if err != nil {
 			return err
 		}
 		if len(args) > 0 {
@@ -55,10 +59,7 @@ func (a *app) listCmd() *cobra.Command {
 			}
 			filter.Labels[k] = v
 		}
-		if filter.AllProjects && f.columns == "" {
-			f.columns = "project,name,state,kind,ipv4,image,age"
-		}
-		return a.list(cmd.Context(), f, listing, filter)
+		return a.list(cmd.Context(), f, selected, filter)
 	}
 	return cmd
 }
@@ -93,7 +94,7 @@ func (a *app) instanceListing() output.Listing[api.Instance] {
 			{Head: "HEALTH", Extra: true, Cell: func(in api.Instance) string { return in.Status.Health }},
 			{Head: "PORTS", Extra: true, Flex: true, Cell: func(in api.Instance) string { return strings.Join(ports(in.Spec.Publish), " ") }},
 			{Head: "CPUS", Extra: true, Right: true, Cell: func(in api.Instance) string { return number(in.Spec.Resources.CPUs) }},
-			{Head: "MEMORY", Extra: true, Right: true, Cell: func(in api.Instance) string { return bytes(in.Spec.Resources.Memory) },
+			{Head: "MEMORY", Extra: true, Right: true, Cell: func(in api.Instance) string { return sizeText(in.Spec.Resources.Memory) },
 				Raw: func(in api.Instance) string { return fmt.Sprint(int64(in.Spec.Resources.Memory)) }},
 			{Head: "RESTART", Extra: true, Cell: func(in api.Instance) string { return string(in.Spec.Restart) }},
 			{Head: "RESTARTS", Extra: true, Right: true, Cell: func(in api.Instance) string { return strconv.Itoa(in.Status.Restarts) }},

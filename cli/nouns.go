@@ -16,7 +16,8 @@ func listVerb[T any](a *app, short string, l output.Listing[T], all func(context
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: short, Args: args(0, 0, ""), ValidArgsFunction: cobra.NoFileCompletions}
 	f := listFormat(cmd, l.ColumnNames())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := f.check(); err != nil {
+		selected, err := checkList(f, l)
+		if err != nil {
 			return err
 		}
 		c, err := a.client()
@@ -27,7 +28,7 @@ func listVerb[T any](a *app, short string, l output.Listing[T], all func(context
 		if err != nil {
 			return err
 		}
-		return printList(a, f, l, items)
+		return printList(a, f, selected, items)
 	}
 	return cmd
 }

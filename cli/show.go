@@ -96,7 +96,7 @@ func describeNetwork(s *output.Sections, in *api.Instance) {
 
 func describeStorage(s *output.Sections, in *api.Instance) {
 	s.Head("Storage")
-	s.Pair("Root size", bytes(in.Spec.Root.Size))
+	s.Pair("Root size", sizeText(in.Spec.Root.Size))
 	s.Pair("Root pool", in.Spec.Root.Pool)
 	var lines []string
 	for _, m := range in.Spec.Mounts {
@@ -110,7 +110,7 @@ func describeStorage(s *output.Sections, in *api.Instance) {
 		lines = append(lines, line)
 	}
 	s.Each("Mounts", lines)
-	s.Pair("/dev/shm", bytes(in.Spec.ShmSize))
+	s.Pair("/dev/shm", sizeText(in.Spec.ShmSize))
 }
 
 func describeLimits(s *output.Sections, r *api.Resources) {
@@ -124,9 +124,9 @@ func describeLimits(s *output.Sections, r *api.Resources) {
 	s.Pair("CPUs", number(r.CPUs))
 	s.Pair("CPU weight", nonzero(r.CPUWeight))
 	s.Pair("CPU set", r.CPUSet)
-	s.Pair("Memory", bytes(r.Memory))
-	s.Pair("Memory, soft", bytes(r.MemorySoft))
-	s.Pair("Swap", bytes(r.Swap))
+	s.Pair("Memory", sizeText(r.Memory))
+	s.Pair("Memory, soft", sizeText(r.MemorySoft))
+	s.Pair("Swap", sizeText(r.Swap))
 	s.Pair("Processes", nonzero(r.PIDs))
 	s.Pair("Disk reads", perSecond(r.DiskRead))
 	s.Pair("Disk writes", perSecond(r.DiskWrite))

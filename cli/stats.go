@@ -28,7 +28,7 @@ func statsListing() output.Listing[api.Stats] {
 			{Head: "NAME", Flex: true, Cell: func(s api.Stats) string { return s.Name }},
 			{Head: "CPU TIME", Right: true, Cell: func(s api.Stats) string { return cpuTime(s.CPUNanos) }, Raw: func(s api.Stats) string { return fmt.Sprint(s.CPUNanos) }},
 			amount("MEMORY", func(s api.Stats) uint64 { return uint64(s.Memory) }, false),
-			{Head: "LIMIT", Right: true, Cell: func(s api.Stats) string { return bytes(s.MemoryLimit) }, Raw: func(s api.Stats) string { return fmt.Sprint(int64(s.MemoryLimit)) }},
+			{Head: "LIMIT", Right: true, Cell: func(s api.Stats) string { return sizeText(s.MemoryLimit) }, Raw: func(s api.Stats) string { return fmt.Sprint(int64(s.MemoryLimit)) }},
 			{Head: "PIDS", Right: true, Cell: func(s api.Stats) string { return fmt.Sprint(s.PIDs) }},
 			amount("DISK", func(s api.Stats) uint64 { return uint64(s.Disk) }, false),
 			amount("READ", func(s api.Stats) uint64 { return s.ReadBytes }, false),
@@ -85,7 +85,8 @@ func (a *app) statsCmd() *cobra.Command {
 	f := listFormat(cmd, listing.ColumnNames())
 	cmd.Flags().BoolVar(&watch, "watch", false, "show use per second and renew it, like top")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
-		if err := f.check(); err != nil {
+		selected, err := checkList(f, listing)
+		if err != nil {
 			return err
 		}
 		if watch {
@@ -95,7 +96,7 @@ func (a *app) statsCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, f, listing, all)
+		return printList(a, f, selected, all)
 	}
 	return cmd
 }

@@ -32,7 +32,7 @@ func (a *app) poolCmd() *cobra.Command {
 
 // amount is a column of bytes.
 func amount[T any](head string, of func(T) api.Bytes) output.Column[T] {
-	return output.Column[T]{Head: head, Right: true, Cell: func(v T) string { return bytes(of(v)) }, Raw: func(v T) string { return fmt.Sprint(int64(of(v))) }}
+	return output.Column[T]{Head: head, Right: true, Cell: func(v T) string { return sizeText(of(v)) }, Raw: func(v T) string { return fmt.Sprint(int64(of(v))) }}
 }
 
 func readyStyle(state string) output.Style {
@@ -68,7 +68,7 @@ func (a *app) describePool(s *output.Sections, p *api.Pool) {
 	s.Each("Labels", pairs(p.Labels))
 	s.Head("Space")
 	s.Pair("Used", fmt.Sprintf("%s of %s", p.Status.Used, p.Status.Total))
-	s.Pair("Limit", bytes(p.Spec.Size))
+	s.Pair("Limit", sizeText(p.Spec.Size))
 	s.Pair("Volumes", fmt.Sprint(p.Status.Volumes))
 	s.Pair("Sizes enforced by", p.Status.Quota)
 	s.Pair("Reflinks", yes(p.Status.Reflink))
@@ -119,7 +119,7 @@ func (a *app) describeVolume(s *output.Sections, v *api.Volume) {
 	s.Each("Labels", pairs(v.Labels))
 	s.Head("Space")
 	s.Pair("Used", v.Status.Used.String())
-	s.Pair("Size", bytes(v.Spec.Size))
+	s.Pair("Size", sizeText(v.Spec.Size))
 	s.Head("Used by")
 	s.Each("Instance", v.Status.UsedBy)
 }

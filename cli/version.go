@@ -61,7 +61,7 @@ func (a *app) describeVersions(s *output.Sections, v versions) {
 	s.Pair("Name", h.Host)
 	s.Pair("Kernel", h.Kernel)
 	s.Pair("CPUs", fmt.Sprint(h.CPUs))
-	s.Pair("Memory", bytes(h.Memory))
+	s.Pair("Memory", sizeText(h.Memory))
 	s.Pair("Daemon up", a.age(h.Started))
 	s.Pair("Instances", fmt.Sprintf("%d, %d running", h.Instances, h.Running))
 	s.Pair("Data", h.DataDir)

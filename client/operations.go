@@ -45,8 +45,8 @@ func (c *Client) CancelOperation(ctx context.Context, id string) (*api.Operation
 
 // Wait follows op until it ends and returns its last state. An operation
 // that failed or was cancelled is an error as well. progress, if not nil, is
-// called from this goroutine with every state seen, not for work that ends
-// at once. Wait survives a restart of the daemon.
+// called from this goroutine with every state seen before the end, not for
+// work that ends at once. Wait survives a restart of the daemon.
 func (c *Client) Wait(ctx context.Context, op *api.Operation, progress func(*api.Operation)) (*api.Operation, error) {
 	if progress == nil {
 		progress = func(*api.Operation) {}
@@ -59,7 +59,6 @@ func (c *Client) Wait(ctx context.Context, op *api.Operation, progress func(*api
 	if err != nil {
 		return op, err
 	}
-	progress(op)
 	return op, outcome(op)
 }
 
