@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -156,7 +157,7 @@ func BenchmarkBase(b *testing.B) {
 func BenchmarkGet(b *testing.B) {
 	s := openStore(b)
 	importRoot(b, s, "debian:bookworm", "x")
-	for range b.N {
+	for b.Loop() {
 		if _, err := s.Get(b.Context(), "debian:bookworm"); err != nil {
 			b.Fatal(err)
 		}
@@ -166,7 +167,7 @@ func BenchmarkGet(b *testing.B) {
 func BenchmarkList(b *testing.B) {
 	s := openStore(b)
 	for n := range 100 {
-		if _, err := importBytes(b, s, imagetest.Tar(b, file{Name: "n", Body: numbered("%d", n)}), numbered("image:%d", n)); err != nil {
+		if _, err := importBytes(b, s, imagetest.Tar(b, file{Name: "n", Body: fmt.Sprintf("%d", n)}), fmt.Sprintf("image:%d", n)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -291,5 +290,3 @@ func noise(n int, seed uint64) string {
 func smallImage(t testing.TB, text string) []layer {
 	return []layer{gzipped(t, imagetest.Tar(t, file{Name: "etc/"}, file{Name: "etc/text", Body: text}))}
 }
-
-func numbered(format string, n int) string { return fmt.Sprintf(format, n) }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -73,7 +74,7 @@ func TestImportSeesWhetherARootIsASystem(t *testing.T) {
 		{[]file{{Name: "sbin/init", Type: tar.TypeSymlink, Link: "/bin/busybox"}, {Name: "bin/busybox"}, {Name: "bin/sh"}}, false, []string{"/bin/sh"}},
 		{[]file{{Name: "bin/bash"}}, false, []string{"/bin/bash"}},
 	} {
-		img, err := importBytes(t, s, imagetest.Tar(t, c.files...), numbered("sys:%d", n))
+		img, err := importBytes(t, s, imagetest.Tar(t, c.files...), fmt.Sprintf("sys:%d", n))
 		if err != nil {
 			t.Fatal(err)
 		}

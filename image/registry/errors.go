@@ -52,6 +52,7 @@ func Transient(err error) bool {
 	var te *transport.Error
 	var ne net.Error
 	var dns *net.DNSError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &te):
 		return te.StatusCode == http.StatusTooManyRequests || te.StatusCode == http.StatusRequestTimeout || te.StatusCode >= 500
@@ -61,6 +62,8 @@ func Transient(err error) bool {
 		return dns.IsTemporary && !dns.IsNotFound
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return true
+	case errors.As(err, &op) && op.Op == "dial":
+		return false // nobody is there; each further try would take as long
 	case errors.As(err, &ne):
 		return ne.Timeout()
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +76,8 @@ func TestErrorsHaveTheirCodes(t *testing.T) {
 		{&net.DNSError{IsTemporary: true}, api.CodeUnavailable, true},
 		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, api.CodeUnavailable, false},
 		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, api.CodeUnavailable, true},
+		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, api.CodeUnavailable, false},
+		{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, api.CodeUnavailable, true},
 		{io.ErrUnexpectedEOF, api.CodeUnavailable, true},
 		{&url.Error{Op: "Get", Err: errPlain}, api.CodeForbidden, false},
 	} {

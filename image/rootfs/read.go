@@ -118,7 +118,7 @@ func (l *Layer) addFile(name string, h *tar.Header, r io.Reader, opts Options, b
 		return err
 	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		if err := opts.Budget.addContents(h.Size); err != nil {
 			return err
 		}
