@@ -32,7 +32,7 @@ type Manager struct {
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 	closed sync.Once
-	reap chan struct{} // capacity 1: some links should have gone by soon
+	reap   chan struct{} // capacity 1: some links should have gone by soon
 
 	// setup lets calls that change more than one port or instance take turns.
 	setup sync.Mutex

@@ -53,14 +53,11 @@ func (u *upstream) ask(ctx context.Context, q *dns.Msg) *dns.Msg {
 }
 
 // exchange asks one resolver, again over TCP if its answer was cut short
-// (RFC 5966 §4), and checks that the answer is to what was asked.
+// (RFC 7766 §5), and checks that the answer is to what was asked.
 func exchange(ctx context.Context, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
-	address := net.JoinHostPort(server.String(), "53")
-	client := dns.Client{Net: "udp", UDPSize: udpSize, Timeout: tryTime}
-	r, _, err := client.ExchangeContext(ctx, query, address)
+	r, err := exchangeOver(ctx, "udp", query, server)
 	if err == nil && r.Truncated {
-		client.Net = "tcp"
-		if whole, _, err := client.ExchangeContext(ctx, query, address); err == nil {
+		if whole, err := exchangeOver(ctx, "tcp", query, server); err == nil {
 			r = whole
 		}
 	}
@@ -71,6 +68,20 @@ func exchange(ctx context.Context, query *dns.Msg, server netip.Addr) (*dns.Msg,
 		return nil, dns.ErrId
 	}
 	return r, nil
+}
+
+func exchangeOver(ctx context.Context, network string, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
+	client := dns.Client{Net: network, UDPSize: udpSize, Timeout: tryTime}
+	c, err := client.DialContext(ctx, net.JoinHostPort(server.String(), "53"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	// The client itself doesn't stop waiting when ctx ends.
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	r, _, err := client.ExchangeWithConnContext(ctx, query, c)
+	return r, err
 }
 
 func sameQuestion(a, b dns.Question) bool {

@@ -3,13 +3,13 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // TableName is the name of both tables of a scope.
@@ -156,28 +156,32 @@ func (t *Tables) Present() (bool, error) {
 	return current, err
 }
 
+// inspect tells whether there is any table of ours, and whether there are
+// both with the chain that today's schema marks them with.
 func (t *Tables) inspect() (current, present bool, err error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, false, fmt.Errorf("connect to nftables: %w", err)
 	}
-	tables, err := c.ListTables()
-	if err != nil {
-		return false, false, fmt.Errorf("list nftables: %w", err)
-	}
-	found := 0
-	for _, table := range tables {
-		if table.Name != t.inet.Name || table.Family != t.inet.Family && table.Family != t.bridge.Family {
+	marked := 0
+	for _, table := range []*nftables.Table{t.inet, t.bridge} {
+		tables, err := c.ListTablesOfFamily(table.Family)
+		if err != nil {
+			return false, false, fmt.Errorf("list nftables: %w", err)
+		}
+		if !slices.ContainsFunc(tables, func(other *nftables.Table) bool { return other.Name == table.Name }) {
 			continue
 		}
 		present = true
-		if _, err := c.ListChain(table, schema); err == nil {
-			found++
-		} else if !errors.Is(err, unix.ENOENT) {
-			return false, false, fmt.Errorf("read table %q: %w", table.Name, err)
+		chains, err := c.ListChainsOfTableFamily(table.Family)
+		if err != nil {
+			return false, false, fmt.Errorf("list chains of nftables: %w", err)
+		}
+		if slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Name == schema && ch.Table.Name == table.Name }) {
+			marked++
 		}
 	}
-	return found == 2, present, nil
+	return marked == 2, present, nil
 }
 
 // Delete removes both tables; it is no error when they are gone.
