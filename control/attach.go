@@ -1,0 +1,134 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/keeper"
+)
+
+// undoTime bounds the undoing of what failed, which goes on when the caller
+// has gone.
+const undoTime = 30 * time.Second
+
+// attached is what somebody who waited for a start gets.
+type attached struct {
+	console engine.Console
+	err     error
+}
+
+// Agent connects to the agent of a running instance. The caller closes it.
+func (c *Controller) Agent(ctx context.Context, project, name string) (*agent.Client, error) {
+	in, err := c.Instance(project, name)
+	if err != nil {
+		return nil, err
+	}
+	g := c.live(in.ID)
+	if g == nil || c.exit(g) != nil {
+		return nil, notRunning(in)
+	}
+	if in.Status.Phase == api.PhasePaused {
+		return nil, api.Errorf(api.CodeConflict, "instance %q is paused", name).WithHint("`cleave resume %s` lets it go on", name)
+	}
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := e.Agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return agent.Dial(ctx, conn)
+}
+
+// Console attaches to the entry point's streams and tells whether they are a
+// terminal. With Start the guest is attached to before its first output is
+// lost, and its end is kept until it was told.
+func (c *Controller) Console(ctx context.Context, project, name string, opts ConsoleOptions) (engine.Console, bool, error) {
+	in, err := c.Instance(project, name)
+	if err != nil {
+		return nil, false, err
+	}
+	terminal := in.Spec.TTY || in.Status.System
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return nil, false, err
+	}
+	if c.live(in.ID) != nil {
+		con, err := e.Console(ctx, in.ID, opts.ConsoleOptions)
+		return con, terminal, err
+	}
+	if !opts.Start {
+		return nil, false, notRunning(in)
+	}
+	ch := make(chan attached, 1)
+	c.mu.Lock()
+	c.waiting[in.ID] = append(c.waiting[in.ID], ch)
+	c.mu.Unlock()
+	if _, err := c.PowerInstance(ctx, project, name, PowerRequest{Action: "start"}); err != nil {
+		return nil, false, err
+	}
+	select {
+	case a := <-ch:
+		return a.console, terminal, a.err
+	case <-ctx.Done():
+		// Whoever serves the channel finds it buffered; nobody reads it, so
+		// the attachment must be closed for us.
+		go func() {
+			if a := <-ch; a.console != nil {
+				a.console.Close()
+			}
+		}()
+		return nil, false, ctx.Err()
+	}
+}
+
+// attachWaiting serves those who asked for a start. It runs before the
+// guest's end can be dealt with, so that even the shortest is attached to.
+func (c *Controller) attachWaiting(ctx context.Context, e engine.Engine, id string) {
+	for _, ch := range c.takeWaiting(id) {
+		// What one of them doesn't send must not reach another: the guest
+		// reads one stream, whoever writes to it.
+		con, err := e.Console(ctx, id, engine.ConsoleOptions{Stdin: true, Replay: true})
+		ch <- attached{con, err}
+	}
+}
+
+func (c *Controller) failWaiting(id string, err error) {
+	for _, ch := range c.takeWaiting(id) {
+		ch <- attached{err: err}
+	}
+}
+
+func (c *Controller) takeWaiting(id string) []chan attached {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	chs := c.waiting[id]
+	delete(c.waiting, id)
+	return chs
+}
+
+// Logs yields what the entry point wrote.
+func (c *Controller) Logs(ctx context.Context, project, name string, opts keeper.LogOptions, yield func(keeper.LogEntry) error) error {
+	in, err := c.Instance(project, name)
+	if err != nil {
+		return err
+	}
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return err
+	}
+	if opts.Follow {
+		// Following ends with the guest.
+		g := c.live(in.ID)
+		if g == nil {
+			opts.Follow = false
+		} else {
+			opts.Ended = g.ended
+		}
+	}
+	return keeper.ReadLogs(ctx, e.LogDir(in.ID), opts, yield)
+}

@@ -1,0 +1,176 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+)
+
+// guest is an instance's processes as this daemon knows them.
+type guest struct {
+	engine.Guest
+	system bool
+	paused bool
+	health context.CancelFunc // ends its health check; guarded by Controller.mu
+	ended  chan struct{}      // closed when Guest.Exit is set
+}
+
+// backoff spaces the restarts of a guest that keeps ending.
+type backoff struct {
+	failures int
+	until    time.Time
+	timer    *time.Timer
+}
+
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = time.Minute
+	// A guest that ran this long has recovered.
+	backoffReset = 10 * time.Second
+)
+
+// live is the guest of an instance, nil if it has no processes.
+func (c *Controller) live(id string) *guest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.guests[id]
+}
+
+// exit tells how the guest ended, nil while it runs.
+func (c *Controller) exit(g *guest) *api.ExitStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return g.Exit
+}
+
+// expect makes room for a guest before it is started, so that its end can't
+// come before it is known.
+func (c *Controller) expect(id string) *guest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := &guest{ended: make(chan struct{})}
+	c.guests[id] = g
+	return g
+}
+
+func (c *Controller) forget(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.guests, id)
+}
+
+// adopt takes over what an engine found or started.
+func (c *Controller) adopt(g *guest, found engine.Guest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	exit, ended := g.Exit, g.Ended
+	g.Guest = found
+	if exit != nil { // the end was told before the start returned
+		g.Exit, g.Ended, g.Running = exit, ended, false
+	}
+	if g.Exit != nil && exit == nil {
+		close(g.ended)
+	}
+}
+
+// follow hears of guests' ends until the engine is closed.
+func (c *Controller) follow(e engine.Engine) {
+	for {
+		select {
+		case x, ok := <-e.Exits():
+			if !ok {
+				return
+			}
+			c.mu.Lock()
+			if g := c.guests[x.ID]; g != nil && g.Exit == nil {
+				g.Exit, g.Ended, g.Running = &x.Status, x.Time, false
+				close(g.ended)
+			}
+			c.mu.Unlock()
+			c.kick(x.ID)
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// Resync asks an engine anew what lives, after its keeper was replaced. A
+// guest that could not be found again counts as ended with its status lost.
+func (c *Controller) Resync(ctx context.Context, e engine.Engine) error {
+	found, err := e.List(ctx)
+	if err != nil {
+		return err
+	}
+	byID := map[string]engine.Guest{}
+	for _, g := range found {
+		byID[g.ID] = g
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, g := range c.guests {
+		in := c.instances.ByID(id)
+		if in == nil || c.engines[kindOf(in)] != e || g.Exit != nil {
+			continue
+		}
+		now, ok := byID[id]
+		switch {
+		case ok && now.Running:
+			g.Lost = now.Lost
+		case ok && now.Exit != nil:
+			g.Exit, g.Ended, g.Running, g.Lost = now.Exit, now.Ended, false, now.Lost
+			close(g.ended)
+		default:
+			g.Exit, g.Ended, g.Running = &api.ExitStatus{Code: -1}, time.Now(), false
+			g.Lost = []string{"exit status"}
+			close(g.ended)
+		}
+		go c.kick(id)
+	}
+	return nil
+}
+
+func kindOf(in *api.Instance) api.Kind {
+	if in.Spec.Kind == "" {
+		return api.KindContainer
+	}
+	return in.Spec.Kind
+}
+
+// holdBack schedules the next restart of a guest that has just ended and
+// returns how many times in a row it has.
+func (c *Controller) holdBack(id string, ran time.Duration) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.restarts[id]
+	if b == nil || ran >= backoffReset {
+		b = &backoff{}
+		c.restarts[id] = b
+	}
+	wait := min(backoffFirst<<min(b.failures, 16), backoffMost)
+	b.failures++
+	b.until = time.Now().Add(wait)
+	b.timer = time.AfterFunc(wait, func() { c.kick(id) })
+	return b.failures
+}
+
+// heldBack tells whether a restart has to wait.
+func (c *Controller) heldBack(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.restarts[id]
+	return b != nil && time.Now().Before(b.until)
+}
+
+// fresh forgets how often the guest failed: a user wants it started.
+func (c *Controller) fresh(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.restarts[id]; b != nil {
+		if b.timer != nil {
+			b.timer.Stop()
+		}
+		delete(c.restarts, id)
+	}
+}

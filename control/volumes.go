@@ -1,0 +1,167 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/cleave-project/cleave/api"
+)
+
+// CreateVolume makes a named volume.
+func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Volume, error) {
+	project, err := projectOf(in.Project)
+	if err != nil {
+		return nil, err
+	}
+	v := &api.Volume{Meta: newMeta(project, &in.Meta), Spec: in.Spec}
+	if err := checkMeta("volume", &v.Meta); err != nil {
+		return nil, err
+	}
+	if v.Spec.Size < 0 || (v.Spec.Size > 0 && v.Spec.Size < 16*api.MiB) {
+		return nil, api.Errorf(api.CodeInvalid, "a volume of %s is too small", v.Spec.Size).WithField("spec.size").WithHint("give at least 16MiB, or nothing for no limit")
+	}
+	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.volumes.Get(project, v.Name); err == nil {
+		return nil, api.Errorf(api.CodeExists, "volume %q already exists", v.Name).WithField("name")
+	}
+	// The tree first: one without a record is swept at the next start, a
+	// record without a tree would be a promise not kept.
+	if err := d.Create(ctx, namedVolume(v.ID), v.Spec.Size); err != nil {
+		return nil, err
+	}
+	if err := c.store.Commit(ctx, c.volumes.Create(v)); err != nil {
+		if derr := d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID)); derr != nil {
+			c.log.Error("a volume could not be undone", "volume", v.Name, "error", derr)
+		}
+		return nil, err
+	}
+	c.emit("volume.created", &v.Meta, "", nil)
+	return c.Volume(ctx, project, v.Name)
+}
+
+// Volume finds a volume by name, with its use.
+func (c *Controller) Volume(ctx context.Context, project, name string) (*api.Volume, error) {
+	project, err := projectOf(project)
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.volumes.Get(project, name)
+	if err != nil {
+		return nil, err
+	}
+	n := *v
+	n.Status.UsedBy = c.volumeUsers(v)
+	if d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool)); err == nil {
+		n.Status.Used, _, _ = d.Usage(ctx, namedVolume(v.ID))
+	}
+	return &n, nil
+}
+
+// volumeUsers names the instances that mount a volume.
+func (c *Controller) volumeUsers(v *api.Volume) []string {
+	var users []string
+	for _, in := range c.instances.All() {
+		if in.Project == v.Project && slices.ContainsFunc(in.Spec.Mounts, func(m api.Mount) bool { return m.Volume == v.Name }) {
+			users = append(users, in.Name)
+		}
+	}
+	return users
+}
+
+// volumeLive tells whether a guest other than except's runs on a volume.
+func (c *Controller) volumeLive(v *api.Volume, except string) bool {
+	for _, name := range c.volumeUsers(v) {
+		if in, err := c.instances.Get(v.Project, name); err == nil && in.ID != except && c.live(in.ID) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Volumes lists a project's volumes.
+func (c *Controller) Volumes(ctx context.Context, project string) ([]api.Volume, error) {
+	project, err := projectOf(project)
+	if err != nil {
+		return nil, err
+	}
+	list := []api.Volume{}
+	for _, v := range c.volumes.All() {
+		if v.Project != project {
+			continue
+		}
+		if n, err := c.Volume(ctx, project, v.Name); err == nil {
+			list = append(list, *n)
+		}
+	}
+	return list, nil
+}
+
+// PatchVolume changes a volume's labels and size by a JSON merge patch.
+func (c *Controller) PatchVolume(ctx context.Context, project, name string, revision int64, patch []byte) (*api.Volume, error) {
+	v, err := c.Volume(ctx, project, name)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.volumes.Update(ctx, v.ID, func(n *api.Volume) error {
+		if err := checkRevision(&n.Meta, revision); err != nil {
+			return err
+		}
+		pool, size := n.Spec.Pool, n.Spec.Size
+		if err := mergeResource(&n.Labels, &n.Spec, patch); err != nil {
+			return err
+		}
+		if n.Spec.Pool != pool {
+			return fixed("spec.pool", name)
+		}
+		if n.Spec.Size == size {
+			return nil
+		}
+		d, err := c.driver(cmp.Or(pool, defaultPool))
+		if err != nil {
+			return err
+		}
+		return d.Resize(ctx, namedVolume(n.ID), n.Spec.Size)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Volume(ctx, project, name)
+}
+
+// mergeResource applies a patch of {labels, spec}.
+func mergeResource[T any](labels *map[string]string, spec *T, patch []byte) error {
+	var doc struct {
+		Labels map[string]string `json:"labels"`
+		Spec   T                 `json:"spec"`
+	}
+	doc.Labels, doc.Spec = *labels, *spec
+	if err := merge(&doc, patch); err != nil {
+		return err
+	}
+	*labels, *spec = doc.Labels, doc.Spec
+	return api.ValidateLabels(doc.Labels)
+}
+
+// DeleteVolume removes a volume that no instance mounts.
+func (c *Controller) DeleteVolume(ctx context.Context, project, name string) error {
+	v, err := c.Volume(ctx, project, name)
+	if err != nil {
+		return err
+	}
+	if len(v.Status.UsedBy) > 0 {
+		return api.Errorf(api.CodeInUse, "volume %q is mounted by %s", name, fmtList(v.Status.UsedBy)).WithHint("delete those instances, or take the mount from them")
+	}
+	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
+	if err != nil {
+		return err
+	}
+	if err := c.store.Commit(ctx, c.volumes.Delete(c.volumes.ByID(v.ID))); err != nil {
+		return err
+	}
+	c.emit("volume.deleted", &v.Meta, "", nil)
+	return d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID))
+}
