@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,8 @@ func CheckID(id string) error {
 	return api.Errorf(api.CodeInvalid, "volume id %q has characters other than lower-case letters, digits and hyphens, or is too long", id)
 }
 
+const lockPatience = 200 * time.Millisecond
+
 // Lock makes the caller the only user of the pool in dir until it closes the
 // file, or dies. Another process (or another Lock in this one) gets an error
 // of code busy: two drivers over one pool would each sweep away what the
@@ -33,7 +36,15 @@ func Lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, api.Errorf(api.CodeInternal, "lock pool in %s: %w", dir, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A daemon that was killed while it started a command leaves its lock to
+	// that child until the child has executed, a few milliseconds later. There
+	// is nothing to wait on for that.
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for deadline := time.Now().Add(lockPatience); err != nil && time.Now().Before(deadline); {
+		time.Sleep(lockPatience / 20)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		f.Close()
 		return nil, api.Errorf(api.CodeBusy, "pool in %s is in use by another daemon: %w", dir, err).
 			WithHint("stop that daemon, or give this one another data directory")

@@ -42,7 +42,9 @@ type Device struct {
 
 // Attach connects file, which must be open for reading and writing, to a
 // free device. Direct I/O is used where the file can: the file's pages are
-// then not cached twice.
+// then not cached twice, which doubled the throughput of a btrfs on it. The
+// device takes no discards: they would punch holes into a file whose blocks
+// were reserved, also those of an fstrim of the whole host.
 func Attach(ctx context.Context, file *os.File) (*Device, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -61,9 +63,10 @@ func Attach(ctx context.Context, file *os.File) (*Device, error) {
 		if err != nil {
 			return nil, fmt.Errorf("attach %s: %w", file.Name(), err)
 		}
-		err = d.configure(file)
-		if err == nil {
-			return d, nil
+		if err = d.configure(file); err == nil {
+			if err = d.refuseDiscards(); err == nil {
+				return d, nil
+			}
 		}
 		d.Close()
 		if !errors.Is(err, unix.EBUSY) {
@@ -83,6 +86,11 @@ func (d *Device) configure(file *os.File) error {
 		err = unix.IoctlLoopConfigure(int(d.f.Fd()), &c)
 	}
 	return err
+}
+
+func (d *Device) refuseDiscards() error {
+	path := fmt.Sprintf("/sys/block/loop%d/queue/discard_max_bytes", d.no)
+	return os.WriteFile(path, []byte("0"), 0)
 }
 
 // Find returns the device that file is attached to, or nil. The caller

@@ -21,7 +21,9 @@ import (
 
 const (
 	fileName = "pool.btrfs"
-	newName  = "pool.btrfs.new" // until mkfs is done with it
+	// Until mkfs is done with it the file has a name that no other attempt
+	// uses: when the daemon dies, its mkfs may go on for a while.
+	newPattern = "pool.btrfs.new-*"
 
 	// minSize is what a file system needs to hold its duplicated metadata
 	// and leave room for data.
@@ -48,8 +50,8 @@ func openLoopFile(ctx context.Context, c storage.Config) (*loopFile, error) {
 		return nil, err
 	}
 	mounted := mounts[point]
-	if err := os.Remove(filepath.Join(c.Source, newName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove half-made file of pool %q: %w", c.Name, err)
+	if err := removeHalfMade(c); err != nil {
+		return nil, err
 	}
 	path := filepath.Join(c.Source, fileName)
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
@@ -80,6 +82,19 @@ func openLoopFile(ctx context.Context, c storage.Config) (*loopFile, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+func removeHalfMade(c storage.Config) error {
+	names, err := filepath.Glob(filepath.Join(c.Source, newPattern))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Remove(name); err != nil {
+			return fmt.Errorf("remove half-made file of pool %q: %w", c.Name, err)
+		}
+	}
+	return nil
 }
 
 func mountTaken(pool, point, source string) error {
@@ -123,6 +138,8 @@ func (l *loopFile) mount(ctx context.Context, pool string) error {
 			WithHint("load the module btrfs, or make a pool of driver dir")
 	case errors.Is(err, unix.EPERM):
 		return api.Errorf(api.CodeForbidden, "open pool %q: %w", pool, err).WithHint("run the daemon as root")
+	case !fsmount.Damaged(err):
+		return fmt.Errorf("open pool %q: %w", pool, err)
 	}
 	return api.Errorf(api.CodeCorrupt, "open pool %q: %s can't be mounted as btrfs: %w", pool, l.file.Name(), err).
 		WithHint("look at it with: btrfs check --readonly %s; it is left as it is", l.file.Name())
@@ -196,12 +213,12 @@ func format(ctx context.Context, c storage.Config) (err error) {
 	}
 	size = size / api.MiB * api.MiB
 
-	path := filepath.Join(c.Source, newName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.CreateTemp(c.Source, newPattern)
 	if err != nil {
 		return fmt.Errorf("make pool %q: %w", c.Name, err)
 	}
 	defer f.Close()
+	path := f.Name()
 	defer func() {
 		if err != nil {
 			os.Remove(path)

@@ -5,31 +5,29 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/storage/internal/hostdisk"
+	"github.com/cleave-project/cleave/storage/internal/probe"
 )
 
 // Probe tells what this host can do for a pool in dir, which need not exist
 // yet. It changes nothing.
 func Probe(_ context.Context, dir string) []api.Finding {
 	all := []api.Finding{probeKernel()}
-	native, err := isNative(hostdisk.Existing(dir))
+	dir = hostdisk.Existing(dir)
+	native, err := isNative(dir)
 	if err == nil && native {
-		all = append(all, api.Finding{Name: "btrfs pool", State: "ok", Detail: dir + " is on a btrfs: volumes are its subvolumes"})
+		all = append(all, api.Finding{Area: "storage", Name: "btrfs pool", State: "ok", Detail: dir + " is on a btrfs: volumes are its subvolumes"})
 	} else {
-		all = append(all, probeTools(), probeLoop(), probeReserve(hostdisk.Existing(dir)))
+		all = append(all, probeRoom(dir), probe.Reserve(dir, "the pool turns read-only"), probe.Loop(),
+			probe.Tool("mkfs.btrfs", "install btrfs-progs, or use pools of driver dir"))
 	}
-	all = append(all, probeQuota(native))
-	for i := range all {
-		all[i].Area = "storage"
-	}
-	return all
+	return append(all, probeQuota(native))
 }
 
 func probeKernel() api.Finding {
-	f := api.Finding{Name: "btrfs", State: "ok", Detail: "in the kernel"}
+	f := api.Finding{Area: "storage", Name: "btrfs", State: "ok", Detail: "in the kernel"}
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil || !bytes.Contains(known, []byte("\tbtrfs\n")) {
 		f.State, f.Detail = "limited", "not loaded; the kernel loads its module on first use where it is installed"
@@ -38,46 +36,23 @@ func probeKernel() api.Finding {
 	return f
 }
 
-func probeTools() api.Finding {
-	f := api.Finding{Name: "mkfs.btrfs", State: "ok"}
-	path, err := exec.LookPath("mkfs.btrfs")
-	if f.Detail = path; err != nil {
-		f.State, f.Detail, f.Remedy = "missing", err.Error(), "install btrfs-progs"
-	}
-	return f
-}
-
-func probeLoop() api.Finding {
-	f := api.Finding{Name: "loop devices", State: "ok", Detail: "/dev/loop-control"}
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		f.State, f.Detail, f.Remedy = "missing", err.Error(), "modprobe loop, and run the daemon as root"
-		return f
-	}
-	control.Close()
-	return f
-}
-
-func probeReserve(dir string) api.Finding {
-	f := api.Finding{Name: "space reservation", State: "ok", Detail: "blocks of a loop file are reserved on " + dir}
+func probeRoom(dir string) api.Finding {
+	f := api.Finding{Area: "storage", Name: "room for a btrfs pool", State: "ok"}
 	room, err := hostdisk.Room(dir)
-	if err == nil && room < minSize {
+	switch {
+	case err != nil:
+		f.State, f.Detail = "missing", err.Error()
+	case room < minSize:
 		f.State, f.Detail = "missing", fmt.Sprintf("%s has room for %v, a pool needs %v", dir, room, minSize)
 		f.Remedy = "free some space there, or choose another directory"
-		return f
-	}
-	able, err := hostdisk.CanReserve(dir)
-	if err != nil {
-		f.State, f.Detail, f.Remedy = "missing", err.Error(), "make it writable for the daemon"
-	} else if !able {
-		f.State, f.Detail = "limited", dir+" can't reserve blocks: if that disk runs full, the pool turns read-only"
-		f.Remedy = "keep space free there, or put the pool on ext4, xfs or btrfs"
+	default:
+		f.Detail = fmt.Sprintf("%v on the disk of %s", room, dir)
 	}
 	return f
 }
 
 func probeQuota(native bool) api.Finding {
-	f := api.Finding{Name: "btrfs simple quotas", State: "ok", Detail: "volume sizes are enforced with little cost"}
+	f := api.Finding{Area: "storage", Name: "btrfs simple quotas", State: "ok", Detail: "volume sizes are enforced with little cost"}
 	_, err := os.Stat("/sys/fs/btrfs/features/simple_quota")
 	switch {
 	case err != nil:

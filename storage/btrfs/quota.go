@@ -87,14 +87,9 @@ func (q *quota) limit(dir *os.File, subvolume uint64, size api.Bytes) error {
 // usage reads what the volume refers to, with what is written but not yet
 // allocated, and its limit.
 func (q *quota) usage(subvolume uint64) (used, size api.Bytes, err error) {
-	group := filepath.Join(q.sysfs, fmt.Sprintf("%d_%d", qgroupLevel, subvolume))
 	values := map[string]uint64{"referenced": 0, "rsv_data": 0, "max_referenced": 0, "limit_flags": 0}
 	for name := range values {
-		text, err := os.ReadFile(filepath.Join(group, name))
-		if err != nil {
-			return 0, 0, fmt.Errorf("read use of subvolume %d: %w", subvolume, err)
-		}
-		if values[name], err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err != nil {
+		if values[name], err = q.read(qgroupLevel, subvolume, name); err != nil {
 			return 0, 0, fmt.Errorf("read use of subvolume %d: %w", subvolume, err)
 		}
 	}
@@ -124,16 +119,33 @@ func (q *quota) left() ([]uint64, error) {
 }
 
 // remove takes away the groups of a destroyed subvolume. It reports false
-// while the kernel is still freeing what the subvolume held: the groups
-// have to account that.
+// while they still account for something: the kernel has yet to free what
+// the subvolume held, or other volumes share it. Removed too early, full
+// quotas would be marked inconsistent.
 func (q *quota) remove(dir *os.File, subvolume uint64) bool {
 	if alive, err := subvolumeExists(dir, subvolume); err != nil || alive {
 		return false
 	}
 	// The kernel removes 0/SUBVOLUME itself since 6.11.
-	if err := removeQgroup(dir, subvolume); err != nil && !errors.Is(err, unix.ENOENT) {
-		return false
+	for _, level := range []uint64{0, qgroupLevel} {
+		referenced, err := q.read(level, subvolume, "referenced")
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil || referenced != 0 {
+			return false
+		}
+		if err := removeQgroup(dir, level<<qgroupLevelShift|subvolume); err != nil && !errors.Is(err, unix.ENOENT) {
+			return false
+		}
 	}
-	err := removeQgroup(dir, volumeQgroup(subvolume))
-	return err == nil || errors.Is(err, unix.ENOENT)
+	return true
+}
+
+func (q *quota) read(level, subvolume uint64, name string) (uint64, error) {
+	text, err := os.ReadFile(filepath.Join(q.sysfs, fmt.Sprintf("%d_%d", level, subvolume), name))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 }

@@ -179,6 +179,10 @@ func (p *pool) destroyNested(name string, sub uint64) error {
 		}
 		name = hidden
 	}
+	// Removing one in another changes the outer one, which may be full.
+	if err := p.quota.limit(p.dir, sub, 0); err != nil {
+		return err
+	}
 	all := []uint64{sub} // parents before children
 	for i := 0; i < len(all); i++ {
 		children, err := childSubvolumes(p.dir, all[i])

@@ -28,7 +28,7 @@ const (
 	mostJournal  = 64
 )
 
-// makeDisk makes a volume directory with a file system in a file. mkfs.ext4
+// makeDisk fills a volume directory with a file system in a file. mkfs.ext4
 // takes 3 ms whatever the size: the file reads as zeroes, so that there are
 // no tables to clear.
 func (p *pool) makeDisk(ctx context.Context, dir string, size api.Bytes) error {
@@ -44,9 +44,6 @@ func (p *pool) makeDisk(ctx context.Context, dir string, size api.Bytes) error {
 	if size > room {
 		return api.Errorf(api.CodeNoSpace, "make a volume of %v: the disk of pool %q has room for %v, and all of a volume is reserved", size, p.config.Name, room).
 			WithHint("choose a smaller size, use a pool of driver btrfs, or mount the disk with project quotas")
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, diskName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -107,6 +104,13 @@ func (p *pool) mount(ctx context.Context, id string, v *part) (string, error) {
 		}
 		return root, dev.Close()
 	}
+	size, err := p.size(v)
+	if err != nil {
+		return "", err
+	}
+	if err := hostdisk.Reserve(v.file, 0, int64(size)); err != nil { // a copied file may have holes
+		return "", p.failed("mount", id, err)
+	}
 	dev, err := p.attach(ctx, v.file)
 	if err != nil {
 		return "", api.Errorf(api.CodeNoResources, "mount volume %q: %w", id, err)
@@ -117,18 +121,35 @@ func (p *pool) mount(ctx context.Context, id string, v *part) (string, error) {
 	}
 	err = fsmount.Mount("ext4", dev.Path(), point, unix.MOUNT_ATTR_NOATIME,
 		fsmount.Option{Key: "errors", Value: "remount-ro"}, fsmount.Option{Key: "nodiscard"})
+	if err != nil && !fsmount.Damaged(err) {
+		return "", fmt.Errorf("mount volume %q: %w", id, err)
+	}
 	if err != nil {
 		return "", api.Errorf(api.CodeCorrupt, "mount volume %q: %w", id, err).
 			WithHint("look at it with: e2fsck -fn %s; it is left as it is", v.file.Name())
 	}
+	if err := settleDisk(dev, root); err != nil {
+		return "", errors.Join(p.failed("mount", id, err), p.unmount(id))
+	}
+	return root, nil
+}
+
+// settleDisk prepares a file system that was just mounted.
+func settleDisk(dev *loop.Device, root string) error {
+	// Instead of splitting an unwritten extent ext4 may have the device zero
+	// a few blocks of it, which a loop device does by punching a hole.
+	knob := filepath.Join("/sys/fs/ext4", filepath.Base(dev.Path()), "extent_max_zeroout_kb")
+	if err := os.WriteFile(knob, []byte("0"), 0); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(root); err == nil {
-		return root, nil
+		return nil
 	}
 	f, err := makeRoot(root)
 	if err != nil {
-		return "", errors.Join(p.failed("mount", id, err), p.unmount(id))
+		return err
 	}
-	return root, f.Close()
+	return f.Close()
 }
 
 // attach finds the loop device of the file or makes one. Even with nothing
@@ -282,7 +303,8 @@ func (p *pool) growMounted(ctx context.Context, root string, v *part, size api.B
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), reqResizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
 		return fmt.Errorf("grow %s: %w", v.file.Name(), errno)
 	}
-	return nil
+	// New tables were zeroed, which a loop device does by punching holes.
+	return hostdisk.Reserve(v.file, 0, int64(size))
 }
 
 // growUnmounted needs e2fsprogs. With a guest that still holds the file

@@ -112,10 +112,12 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 	if !api.IsCode(err, api.CodeNotFound) {
 		return err
 	}
-	if err := p.discard(ctx, newPrefix+id); err != nil { // left by a failed attempt
-		return err
+	// Not the same name for each attempt: when the daemon dies, its mkfs may
+	// go on for a while.
+	dir, err := os.MkdirTemp(p.volumes, newPrefix)
+	if err != nil {
+		return p.failed("create", id, err)
 	}
-	dir := filepath.Join(p.volumes, newPrefix+id)
 	if disk {
 		err = p.makeDisk(ctx, dir, size)
 	} else {
@@ -125,7 +127,7 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 		err = hostdisk.Rename(dir, filepath.Join(p.volumes, id))
 	}
 	if err != nil {
-		return errors.Join(p.failed("create", id, err), p.discard(context.WithoutCancel(ctx), newPrefix+id))
+		return errors.Join(p.failed("create", id, err), p.discard(context.WithoutCancel(ctx), filepath.Base(dir)))
 	}
 	return nil
 }
@@ -134,9 +136,6 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 const limitUnit = 4096
 
 func (p *pool) makeTree(dir string, size api.Bytes) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
 	tree, err := makeRoot(filepath.Join(dir, treeName))
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package storagetest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -98,7 +99,7 @@ func testDestroy(t *testing.T, target Target) {
 		t.Fatalf("destroy: %v", err)
 	}
 	for _, dir := range []string{c.Source, c.Run} {
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) || len(left) > 0 {
 			t.Errorf("%s holds %v (%v) after destroy, want nothing", dir, left, err)
 		}
 	}

@@ -4,6 +4,7 @@ package fsmount
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -54,6 +55,17 @@ func Mount(fstype, source, target string, attrs int, options ...Option) error {
 		return fmt.Errorf("mount %s at %s: make it private: %w", source, target, err)
 	}
 	return nil
+}
+
+// Damaged tells whether an error of Mount is about what is on the device,
+// and not about the host or the moment.
+func Damaged(err error) bool {
+	for _, other := range []error{unix.ENOMEM, unix.EINTR, unix.EBUSY, unix.EPERM, unix.EACCES, unix.ENODEV, unix.ENOTBLK, unix.ENOENT} {
+		if errors.Is(err, other) {
+			return false
+		}
+	}
+	return true
 }
 
 // kernelSays reads what the kernel left in the context's log, like
