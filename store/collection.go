@@ -159,8 +159,8 @@ func (c *Collection[T, P]) Delete(o P) Op {
 }
 
 // Update changes the object of an id by f, which works on a copy and may be
-// called again when a race was lost. An error of f ends it. Further changes
-// may be made in the same commit by with.
+// called again when a race was lost. An error of f ends it. With makes
+// further changes in the same commit, which are seen before the object's.
 func (c *Collection[T, P]) Update(ctx context.Context, id string, f func(P) error, with ...func(P) []Op) (P, error) {
 	var o P
 	err := retry(ctx, func() error {
@@ -172,11 +172,11 @@ func (c *Collection[T, P]) Update(ctx context.Context, id string, f func(P) erro
 		if err := f(o); err != nil {
 			return &finalError{err}
 		}
-		ops := []Op{c.Put(o)}
+		var ops []Op
 		for _, w := range with {
 			ops = append(ops, w(o)...)
 		}
-		return c.s.Commit(ctx, ops...)
+		return c.s.Commit(ctx, append(ops, c.Put(o))...)
 	})
 	if fe, ok := err.(*finalError); ok {
 		err = fe.error
@@ -193,6 +193,8 @@ func (e *finalError) Unwrap() error        { return e.error }
 func (c *Collection[T, P]) follow(w clientv3.WatchChan) {
 	defer close(c.done)
 	for r := range w {
+		c.s.writing.Lock()
+		c.s.writing.Unlock() //nolint:staticcheck // empty: it waits for commits under way, see writing
 		for _, ev := range r.Events {
 			id := strings.TrimPrefix(string(ev.Kv.Key), c.key(""))
 			if ev.Type == clientv3.EventTypeDelete {

@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -58,6 +59,11 @@ type Store struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	log    *slog.Logger
+
+	// writing is held for reading from a commit's write until its changes
+	// are visible. A watch waits for it, so that nobody sees one half of a
+	// commit of this process before the other.
+	writing sync.RWMutex
 }
 
 // Open starts the embedded etcd, with no TCP port, and waits until it can
@@ -132,6 +138,15 @@ func (s *Store) Close() error {
 	return err
 }
 
+// Healthy tells whether the state can be read and written.
+func (s *Store) Healthy(ctx context.Context) error {
+	if err := s.roomFor(nil); err != nil {
+		return err
+	}
+	_, err := s.client.Get(ctx, prefix, clientv3.WithCountOnly())
+	return err
+}
+
 // Stopped is closed when etcd has ended by itself.
 func (s *Store) Stopped() <-chan struct{} { return s.etcd.Server.StopNotify() }
 
@@ -157,7 +172,8 @@ type Op struct {
 }
 
 // Commit makes all changes or none. When it fails with code exists or
-// conflict nothing was written.
+// conflict nothing was written. Readers see the changes in the order of ops;
+// the last is the one that a conflict's message names.
 func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 	if err := s.roomFor(ops); err != nil {
 		return err
@@ -168,6 +184,8 @@ func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 		guards = append(guards, op.guards...)
 		writes = append(writes, op.writes...)
 	}
+	s.writing.RLock()
+	defer s.writing.RUnlock()
 	r, err := s.client.Txn(ctx).If(guards...).Then(writes...).Commit()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -208,7 +226,7 @@ func (s *Store) explain(ctx context.Context, ops []Op) error {
 			return api.Errorf(api.CodeExists, "%s already exists", op.taken).WithHint("choose another name, or delete that one first")
 		}
 	}
-	return api.Errorf(api.CodeConflict, "%s was changed by someone else meanwhile", ops[0].what).WithHint("read it again and repeat the change")
+	return api.Errorf(api.CodeConflict, "%s was changed by someone else meanwhile", ops[len(ops)-1].what).WithHint("read it again and repeat the change")
 }
 
 // Put and Get of single values that are no resources, like counters.
