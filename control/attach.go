@@ -14,6 +14,13 @@ import (
 // has gone.
 const undoTime = 30 * time.Second
 
+// waiter is somebody who wants to be attached to a guest that is about to
+// start.
+type waiter struct {
+	opts engine.ConsoleOptions
+	ch   chan attached // takes one
+}
+
 // attached is what somebody who waited for a start gets.
 type attached struct {
 	console engine.Console
@@ -66,7 +73,7 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 	}
 	ch := make(chan attached, 1)
 	c.mu.Lock()
-	c.waiting[in.ID] = append(c.waiting[in.ID], ch)
+	c.waiting[in.ID] = append(c.waiting[in.ID], waiter{opts.ConsoleOptions, ch})
 	c.mu.Unlock()
 	if _, err := c.PowerInstance(ctx, project, name, PowerRequest{Action: "start"}); err != nil {
 		return nil, false, err
@@ -89,26 +96,25 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 // attachWaiting serves those who asked for a start. It runs before the
 // guest's end can be dealt with, so that even the shortest is attached to.
 func (c *Controller) attachWaiting(ctx context.Context, e engine.Engine, id string) {
-	for _, ch := range c.takeWaiting(id) {
-		// What one of them doesn't send must not reach another: the guest
-		// reads one stream, whoever writes to it.
-		con, err := e.Console(ctx, id, engine.ConsoleOptions{Stdin: true, Replay: true})
-		ch <- attached{con, err}
+	for _, w := range c.takeWaiting(id) {
+		w.opts.Replay = true
+		con, err := e.Console(ctx, id, w.opts)
+		w.ch <- attached{con, err}
 	}
 }
 
 func (c *Controller) failWaiting(id string, err error) {
-	for _, ch := range c.takeWaiting(id) {
-		ch <- attached{err: err}
+	for _, w := range c.takeWaiting(id) {
+		w.ch <- attached{err: err}
 	}
 }
 
-func (c *Controller) takeWaiting(id string) []chan attached {
+func (c *Controller) takeWaiting(id string) []waiter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	chs := c.waiting[id]
+	waiters := c.waiting[id]
 	delete(c.waiting, id)
-	return chs
+	return waiters
 }
 
 // Logs yields what the entry point wrote.

@@ -92,7 +92,7 @@ type Controller struct {
 	drivers  map[string]storage.Driver // by pool name
 	poolErr  map[string]error          // why a pool could not be opened
 	guests   map[string]*guest         // by instance id: those with processes
-	waiting  map[string][]chan attached
+	waiting  map[string][]waiter
 	restarts map[string]*backoff
 	tokenUse map[string]time.Time
 }
@@ -103,7 +103,7 @@ func New(ctx context.Context, o Options) (*Controller, error) {
 		Options: o, store: o.Store, images: o.Images, net: o.Network, log: o.Log,
 		engines: map[api.Kind]engine.Engine{}, started: time.Now(),
 		drivers: map[string]storage.Driver{}, poolErr: map[string]error{},
-		guests: map[string]*guest{}, waiting: map[string][]chan attached{},
+		guests: map[string]*guest{}, waiting: map[string][]waiter{},
 		restarts: map[string]*backoff{}, tokenUse: map[string]time.Time{},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
