@@ -108,19 +108,23 @@ func TestNextKeeperTakesOverEverything(t *testing.T) {
 	}
 }
 
-func TestKilledHolderIsReplaced(t *testing.T) {
+func TestKilledHolderIsReplacedWithAllItHeld(t *testing.T) {
 	k := newKeeper(t)
 	r := k.request("tty", "winsize")
 	r.Terminal = true
 	k.start(r)
 	k.ready("tty")
-	killPID(t, k.holderPID()) // at once after its start: holders don't live here
-	waitLog(t, k, "there is no other")
+	killPID(t, k.holderPID())
+	waitLog(t, k, "was replaced")
+	k.start(k.request("another", "sleep")) // saved after the others
 	k.kill()
 	k.ensure()
-	// The next keeper finds none, and starts one of its own.
-	if pid := k.holderPID(); pid == 0 {
-		t.Error("no holder")
+	a := k.attach("tty", AttachOptions{})
+	if err := a.Resize(99, 33); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(a.Stdout()).ReadString('\n'); err != nil || !strings.Contains(line, "99x33") {
+		t.Errorf("the terminal says %q %v", line, err)
 	}
 }
 

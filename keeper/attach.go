@@ -47,7 +47,7 @@ func (g *guest) attach(c *conn, opts AttachOptions) (a *attachment, r reply, fil
 	r = reply{Guest: &info}
 	if opts.Replay {
 		if info.Terminal {
-			a.queue = appendFrame(a.queue, frameStdout, g.replay[max(0, len(g.replay)-replaySize):])
+			a.queue = appendFrame(a.queue, frameStdout, g.replay.bytes())
 		} else if files, r.LogEnd, err = g.openLogs(); err != nil {
 			return nil, r, nil, err
 		}

@@ -3,6 +3,7 @@ package keeper
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,14 +13,31 @@ import (
 // BenchmarkStart is the whole call, with all namespaces, as the daemon sees
 // it. The guest's end is not counted.
 func BenchmarkStart(b *testing.B) {
+	var procs []string
+	for _, controller := range []string{"cpu", "cpuacct", "memory", "pids", "freezer", "devices", "blkio"} {
+		root := filepath.Join("/sys/fs/cgroup", controller)
+		if _, err := os.Stat(filepath.Join(root, "tasks")); err == nil {
+			procs = append(procs, filepath.Join(makeCgroup(b, root), "cgroup.procs"))
+		}
+	}
 	k := newKeeper(b)
-	for b.Loop() {
-		k.start(k.request("a", "sleep"))
-		b.StopTimer()
-		k.Signal(b.Context(), "a", syscall.SIGKILL)
-		k.wait("a")
-		k.Forget(b.Context(), "a")
-		b.StartTimer()
+	for name, change := range map[string]func(*StartRequest){
+		"plain":    func(*StartRequest) {},
+		"terminal": func(r *StartRequest) { r.Terminal = true },
+		"v1":       func(r *StartRequest) { r.CgroupProcs = procs },
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				r := k.request("a", "sleep")
+				change(r)
+				k.start(r)
+				b.StopTimer()
+				k.Signal(b.Context(), "a", syscall.SIGKILL)
+				k.wait("a")
+				k.Forget(b.Context(), "a")
+				b.StartTimer()
+			}
+		})
 	}
 	b.ReportMetric(float64(rss(b, k.pid()))/(1<<20), "keeper-MiB")
 	b.ReportMetric(float64(rss(b, k.holderPID()))/(1<<20), "holder-MiB")

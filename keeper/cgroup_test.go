@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,16 @@ func TestStartIsBornInV1Cgroups(t *testing.T) {
 		procs = append(procs, filepath.Join(makeCgroup(t, root), "cgroup.procs"))
 	}
 	k := newKeeper(t)
+	bad := k.request("bad", "sleep")
+	bad.CgroupProcs = append(slices.Clone(procs), "/sys/fs/cgroup/pids/none/cgroup.procs")
+	if _, err := k.Start(t.Context(), bad); err == nil {
+		t.Error("started in a cgroup that is not there")
+	}
+	for _, path := range procs {
+		if text, err := os.ReadFile(path); err != nil || len(text) > 0 {
+			t.Errorf("%s has %q %v after a start that failed", path, text, err)
+		}
+	}
 	r := k.request("a", "sleep")
 	r.CgroupProcs = procs
 	g := k.start(r)
@@ -48,23 +59,23 @@ func TestStartIsBornInV1Cgroups(t *testing.T) {
 			t.Errorf("%s has %q %v, want only %d", path, text, err, g.PID)
 		}
 	}
-	// The namespace's root is the guest's cgroup, not the keeper's.
-	mine := cgroupNamespaceRoot(t, g.PID)
-	if !strings.Contains(mine, "pids:/keeper-test-") {
-		t.Errorf("the guest is in\n%s", mine)
-	}
 	k.Signal(t.Context(), "a", unix.SIGKILL)
 	k.wait("a")
 }
 
-// cgroupNamespaceRoot is the cgroups of a process as the host sees them.
-func cgroupNamespaceRoot(t testing.TB, pid int) string {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		t.Fatal(err)
+func TestWayBackFromCgroup(t *testing.T) {
+	tests := []struct{ dir, there, was, want string }{
+		{"/sys/fs/cgroup/pids/cleave/a", "/cleave/a", "/", "/sys/fs/cgroup/pids"},
+		{"/sys/fs/cgroup/pids/cleave/a", "/cleave/a", "/cleave/keeper", "/sys/fs/cgroup/pids/cleave/keeper"},
+		{"/sys/fs/cgroup/pids/cleave/a", "/cleave/a", "/system.slice/cleave", "/sys/fs/cgroup/pids/system.slice/cleave"},
+		// Mounted without the upper part, as in an older container.
+		{"/sys/fs/cgroup/pids/a", "/docker/x/a", "/docker/x", "/sys/fs/cgroup/pids"},
 	}
-	return string(text)
+	for _, test := range tests {
+		if got := wayBack(test.dir, test.there, test.was); got != test.want {
+			t.Errorf("from %s to %s: %s, want %s", test.there, test.was, got, test.want)
+		}
+	}
 }
 
 func TestStartIsBornInV2Cgroup(t *testing.T) {

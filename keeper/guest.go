@@ -37,11 +37,8 @@ type guest struct {
 	// attachments. Lock order: outMu before mu.
 	outMu  sync.Mutex
 	log    *logWriter
-	replay []byte // of a terminal
+	replay ring // of a terminal
 }
-
-// replaySize is what is kept of a terminal's output for those who attach.
-const replaySize = 64 << 10
 
 // sources makes the streams of what the guest has open.
 func (g *guest) sources() {
@@ -79,7 +76,7 @@ func (g *guest) output(s *stream, data []byte) {
 	g.outMu.Lock()
 	g.log.write(time.Now(), s.name, data)
 	if g.info.Terminal {
-		g.replay = appendReplay(g.replay, data)
+		g.replay.write(data)
 	}
 	g.mu.Lock()
 	attached := slices.Clone(g.attachments)
@@ -88,16 +85,6 @@ func (g *guest) output(s *stream, data []byte) {
 	for _, a := range attached {
 		a.put(s.kind, data)
 	}
-}
-
-// appendReplay keeps the last replaySize bytes. It lets the buffer grow to
-// twice that before it moves them, so that each byte is moved once.
-func appendReplay(replay, data []byte) []byte {
-	replay = append(replay, data...)
-	if len(replay) > 2*replaySize {
-		replay = append(replay[:0], replay[len(replay)-replaySize:]...)
-	}
-	return replay
 }
 
 // ended runs when the process has ended.

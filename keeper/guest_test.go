@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -59,6 +60,22 @@ func guestMain(what string, args []string) int {
 		}
 	case "look":
 		look()
+	case "background": // leaves a process behind that writes without end
+		child := exec.Command("/proc/self/exe")
+		child.Args = []string{"guest", "flood"}
+		child.Stdout = os.Stdout
+		if err := child.Start(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Fprintln(os.Stderr, child.Process.Pid)
+		return 5
+	case "flood":
+		for line := []byte("flood\n"); ; {
+			if _, err := os.Stdout.Write(line); err != nil {
+				return 1
+			}
+		}
 	case "cgroup":
 		text, err := os.ReadFile("/proc/self/cgroup")
 		fmt.Printf("%s%v\nready\n", text, err)

@@ -2,13 +2,11 @@ package keeper
 
 import (
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -99,17 +97,6 @@ func serveHolder(c *conn, held map[string]heldEntry) {
 			}
 		}
 	}
-}
-
-// renew starts a holder in place of one that has ended, unless holders don't
-// live here. It is called with mu held.
-func (st *store) renew() error {
-	st.conn.Close()
-	st.conn = nil
-	if time.Since(st.since) < holderPatience {
-		return errors.New("it ended right after its start")
-	}
-	return st.replace()
 }
 
 // replace starts a holder. It is called with mu held.

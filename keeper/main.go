@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -77,8 +78,8 @@ func run(socket string, log *slog.Logger, ready *os.File) error {
 		return err
 	}
 	s.unlisten = func() { l.Close() }
-	accepted := make(chan error, 1)
-	go func() { accepted <- s.accept(l) }()
+	var accepting sync.WaitGroup
+	accepting.Go(func() { s.accept(l) })
 	log.Info("the keeper is ready", "socket", socket, "guests", len(s.guests))
 	if ready != nil {
 		fmt.Fprintln(ready, readyOK)
@@ -96,7 +97,7 @@ func run(socket string, log *slog.Logger, ready *os.File) error {
 			}
 			close(s.quit)
 		case <-s.quit:
-			<-accepted
+			accepting.Wait()
 			s.close()
 			s.store.close()
 			log.Info("the keeper ends")

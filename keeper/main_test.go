@@ -226,7 +226,7 @@ func (k *testKeeper) request(id string, args ...string) *StartRequest {
 	}
 	ids := []IDMap{{Inside: 0, Outside: testOwner, Count: 65536}}
 	return &StartRequest{
-		ID: id, Args: append([]string{"guest"}, args...), Env: []string{"GUEST=" + id},
+		ID: id, Args: append([]string{"guest"}, args...), Env: []string{"GUEST=" + id, "GORACE=atexit_sleep_ms=0"},
 		Exe: exe, Clone: allNamespaces, UIDMap: ids, GIDMap: ids, Owner: testOwner,
 		Dir: dir, LogDir: filepath.Join(dir, "log"),
 	}

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -49,11 +50,18 @@ func newServer(boot string, log *slog.Logger) (*server, error) {
 }
 
 // accept serves connections until the listener is closed.
-func (s *server) accept(l *net.UnixListener) error {
+func (s *server) accept(l *net.UnixListener) {
 	for {
 		uc, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
-			return err
+			// Out of descriptors or memory: no event tells when there are
+			// some again.
+			s.log.Error("a client could not be accepted", "error", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
 		}
 		c := &conn{uc}
 		s.mu.Lock()

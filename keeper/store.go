@@ -22,7 +22,7 @@ type store struct {
 	mu      sync.Mutex
 	conn    *conn // nil when there is no holder
 	since   time.Time
-	closing bool
+	closing chan struct{} // closed by close
 	watcher sync.WaitGroup
 }
 
@@ -45,7 +45,7 @@ type heldGuest struct {
 // openStore finds the holder of an earlier keeper, and takes a copy of what
 // it has, or starts one.
 func openStore(path string, log *slog.Logger, all func()) (*store, []heldGuest) {
-	st := &store{path: path, log: log, all: all}
+	st := &store{path: path, log: log, all: all, closing: make(chan struct{})}
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	held, err := st.connect()
@@ -58,8 +58,12 @@ func openStore(path string, log *slog.Logger, all func()) (*store, []heldGuest) 
 	return st, held
 }
 
-// holderPatience is how long the holder may take for anything.
-const holderPatience = 5 * time.Second
+const (
+	// holderPatience is how long the holder may take for anything.
+	holderPatience = 5 * time.Second
+	// holderPause is how often at most a holder is replaced.
+	holderPause = time.Second
+)
 
 // connect is called with mu held.
 func (st *store) connect() (held []heldGuest, err error) {
@@ -108,16 +112,19 @@ func takeAll(c *conn) (held []heldGuest, err error) {
 	}
 }
 
-// watch notices the holder's end. Nothing is ever read: it does not speak
-// unless asked.
+// watch notices the holder's end, and starts another. Nothing is ever read:
+// it does not speak unless asked.
 func (st *store) watch(c *conn) {
 	c.Read(make([]byte, 1))
-	st.mu.Lock()
-	if st.conn != c || st.closing {
-		st.mu.Unlock()
+	select {
+	case <-time.After(time.Until(st.since.Add(holderPause))):
+	case <-st.closing:
 		return
 	}
-	err := st.renew()
+	st.mu.Lock()
+	c.Close()
+	st.conn = nil
+	err := st.replace()
 	st.mu.Unlock()
 	if err != nil {
 		st.log.Error("the holder has ended, and there is no other: terminals and open inputs will not survive the keeper", "error", err)
@@ -163,8 +170,8 @@ func (st *store) send(m holderMessage, fds ...int) {
 
 // close leaves the holder, which ends if nothing is left to hold.
 func (st *store) close() {
+	close(st.closing)
 	st.mu.Lock()
-	st.closing = true
 	if st.conn != nil {
 		st.conn.Close()
 		os.Remove(st.path)
