@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,8 @@ func (p Port) validate(b *bridge) error {
 		return invalid("interface name %q: 1 to %d characters are allowed", p.Name, unix.IFNAMSIZ-1)
 	case len(p.MAC) != 6 || p.MAC[0]&1 != 0 || p.MAC[0] == 0xfe:
 		return invalid("MAC %q: not six bytes of one station (fe is the host's)", p.MAC)
+	case bytes.Equal(p.MAC, b.mac):
+		return invalid("the MAC %s is the gateway's", p.MAC)
 	case p.IPv4.IsValid() && !(p.IPv4.Is4() && b.holds(p.IPv4)):
 		return invalid("%s is no guest's address of its network", p.IPv4)
 	case p.IPv6.IsValid() && !(p.IPv6.Is6() && b.holds(p.IPv6)):
@@ -103,11 +106,32 @@ func (m *Manager) Attach(ctx context.Context, p Port, pid int) error {
 	return nil
 }
 
+// distinct is a conflict when another port has p's MAC or one of its
+// addresses: either would take the other's packets. m.mu is held.
+func (m *Manager) distinct(p Port) error {
+	for _, other := range m.ports {
+		if other.Link == p.Link || other.Network != p.Network {
+			continue
+		}
+		if bytes.Equal(other.MAC, p.MAC) {
+			return api.Errorf(api.CodeConflict, "port %s: instance %s has the MAC %s", p.Link, other.Instance, p.MAC)
+		}
+		if p.IPv4.IsValid() && p.IPv4 == other.IPv4 || p.IPv6.IsValid() && p.IPv6 == other.IPv6 {
+			return api.Errorf(api.CodeConflict, "port %s: instance %s has its address (%s, %s)", p.Link, other.Instance, other.IPv4, other.IPv6)
+		}
+	}
+	return nil
+}
+
 // admit lets the port's addresses through the tables.
 func (m *Manager) admit(p Port) error {
 	m.compiled.RLock()
 	defer m.compiled.RUnlock()
 	m.mu.Lock()
+	if err := m.distinct(p); err != nil {
+		m.mu.Unlock()
+		return err
+	}
 	old := m.ports[p.Link]
 	m.ports[p.Link] = &port{Port: p}
 	delete(m.leaving, p.Link)
@@ -132,12 +156,14 @@ func (m *Manager) plug(b *bridge, p Port, pid int) (int, error) {
 	}
 	index, err := m.rt.AddVeth(v)
 	if errors.Is(err, unix.EEXIST) {
-		// What an earlier guest of that id left. (An interface of that name
-		// in the guest is the same error, and comes again.)
+		// What an earlier guest of that id left.
 		if err := m.rt.Delete(p.Link); err != nil {
 			return 0, err
 		}
 		index, err = m.rt.AddVeth(v)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return 0, api.Errorf(api.CodeConflict, "port %s: the guest has an interface %s already: %w", p.Link, p.Name, err)
 	}
 	if errors.Is(err, unix.EXFULL) || errors.Is(err, unix.ENOSPC) {
 		return 0, api.Errorf(api.CodeNoResources, "bridge %s has no room for another port: %w", b.name, err).

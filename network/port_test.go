@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,11 +68,12 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 		code api.Code
 	}{
 		{"no such process", good, 1<<22 - 1, api.CodeInternal},
-		{"name taken in the guest", with(func(p *Port) { p.Name = "lo" }), ns.PID, api.CodeInternal},
+		{"name taken in the guest", with(func(p *Port) { p.Name = "lo" }), ns.PID, api.CodeConflict},
 		{"unknown network", with(func(p *Port) { p.Network = "none" }), ns.PID, api.CodeNotFound},
 		{"address of another network", with(func(p *Port) { p.IPv4 = netip.MustParseAddr("10.84.0.2") }), ns.PID, api.CodeInvalid},
 		{"gateway's address", with(func(p *Port) { p.IPv4 = netip.MustParseAddr("10.83.0.1") }), ns.PID, api.CodeInvalid},
 		{"multicast MAC", with(func(p *Port) { p.MAC = broadcast }), ns.PID, api.CodeInvalid},
+		{"gateway's MAC", with(func(p *Port) { p.MAC = bridgeMAC("", n.ID) }), ns.PID, api.CodeInvalid},
 		{"long link name", with(func(p *Port) { p.Link = "abcdefghijklmno" }), ns.PID, api.CodeInvalid},
 		{"large mtu", with(func(p *Port) { p.MTU = 9000 }), ns.PID, api.CodeInvalid},
 		{"negative rate", with(func(p *Port) { p.In = -1 }), ns.PID, api.CodeInvalid},
@@ -89,6 +91,81 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAttachRefusesWhatAnotherPortHas(t *testing.T) {
+	w := newWorld(t)
+	n := w.network(w.m, "default", api.NetworkSpec{})
+	g := w.guest(w.m, n)
+	ns := nettest.New(t)
+	for name, change := range map[string]func(*Port){
+		"MAC":  func(p *Port) { p.MAC = g.MAC },
+		"IPv4": func(p *Port) { p.IPv4 = g.IPv4 },
+		"IPv6": func(p *Port) { p.IPv6 = g.IPv6 },
+	} {
+		p := Port{Network: n.ID, Instance: "i", Link: "caaaaaaaaaan0", Name: "eth0", MAC: testMAC("x"), IPv4: netip.MustParseAddr("10.83.0.9")}
+		change(&p)
+		if err := w.m.Attach(t.Context(), p, ns.PID); !api.IsCode(err, api.CodeConflict) || !strings.Contains(err.Error(), g.Instance) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// A bridge is full at 1023 ports; what comes then is told so.
+func TestABridgeTakesAThousandPorts(t *testing.T) {
+	w := newWorld(t)
+	n := w.network(w.m, "default", api.NetworkSpec{})
+	ns := nettest.New(t)
+	var ports []Port
+	var times []time.Duration
+	for i := range 1024 {
+		v4, v6, err := w.m.Allocate(n, func(netip.Addr) bool { return false }, "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := Port{
+			Network: n.ID, Instance: fmt.Sprint(i), Link: fmt.Sprintf("c%010dn0", i), Name: fmt.Sprintf("eth%d", i),
+			MAC: []byte{2, 0, 0, 0, byte(i >> 8), byte(i)}, IPv4: v4.Addr(), IPv6: v6.Addr(),
+		}
+		start := time.Now()
+		err = w.m.Attach(t.Context(), p, ns.PID)
+		times = append(times, time.Since(start))
+		if i == 1023 {
+			if !api.IsCode(err, api.CodeNoResources) {
+				t.Errorf("port 1024: %v", err)
+			}
+			break
+		}
+		if err != nil {
+			t.Fatalf("port %d: %v", i+1, err)
+		}
+		ports = append(ports, p)
+	}
+	slices.Sort(times)
+	start := time.Now()
+	if _, err := w.m.Counters([]string{ports[0].Link, ports[1].Link}); err != nil {
+		t.Error(err)
+	}
+	few := time.Since(start)
+	m := w.reopen(w.m)
+	if _, err := m.Ensure(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	if err := m.Sweep(t.Context(), ports, nil); err != nil {
+		t.Error(err)
+	}
+	swept := time.Since(start)
+	links := make([]string, len(ports))
+	for i, p := range ports {
+		links[i] = p.Link
+	}
+	start = time.Now()
+	if got, err := m.Counters(links); len(got) != len(ports) || err != nil {
+		t.Errorf("counters of %d links, %v", len(got), err)
+	}
+	t.Logf("attach p50 %v p99 %v; sweep of %d %v; counters of two %v, of all %v",
+		times[len(times)/2], times[len(times)*99/100], len(ports), swept, few, time.Since(start))
 }
 
 func TestDetachLeavesNothing(t *testing.T) {

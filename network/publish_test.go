@@ -242,3 +242,36 @@ func TestDatagramsFollowAPortToItsNewGuest(t *testing.T) {
 		}
 	}
 }
+
+func TestParsePortUser(t *testing.T) {
+	for _, test := range []struct {
+		line, address string
+		state         int
+	}{
+		{"   0: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0", "127.0.0.1:8081", tcpListen},
+		{"   1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 0:0 00:0 0 0 0 12 2 0 0", "[::1]:53", 7},
+		{"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode", "", 0},
+		{"", "", 0},
+		{"0: 01007F:1F91 0:0 0A 0 0 0 0 0 1", "", 0},
+	} {
+		u, ok := parsePortUser(test.line)
+		if ok != (test.address != "") || ok && (u.address.String() != test.address || u.state != test.state) {
+			t.Errorf("%q: %+v, %v", test.line, u, ok)
+		}
+	}
+}
+
+func TestMeets(t *testing.T) {
+	for _, test := range []struct {
+		a, b string
+		want bool
+	}{
+		{"127.0.0.1", "0.0.0.0", true}, {"0.0.0.0", "127.0.0.1", true}, {"127.0.0.1", "127.0.0.2", false},
+		{"::", "127.0.0.1", true}, {"::", "0.0.0.0", true}, {"0.0.0.0", "::", false}, {"::1", "::", true},
+		{"::ffff:127.0.0.1", "127.0.0.1", true}, {"::1", "0.0.0.0", false},
+	} {
+		if got := meets(netip.MustParseAddr(test.a), netip.MustParseAddr(test.b)); got != test.want {
+			t.Errorf("%s and %s: %v", test.a, test.b, got)
+		}
+	}
+}

@@ -115,6 +115,20 @@ func TestPortsPassOnlyTheirOwnAddresses(t *testing.T) {
 	}
 }
 
+func TestTheGatewayAnswersEchoRequests(t *testing.T) {
+	w := newWorld(t)
+	n := w.network(w.m, "default", api.NetworkSpec{})
+	a := w.guest(w.m, n)
+	_, v6 := w.m.Gateway(n)
+	raw := a.Raw(t, "eth0")
+	mark := []byte("echo of this test")
+	raw.Send(t, ether(w.m.networks[n.ID].mac, a.MAC, unix.ETH_P_IPV6, icmp6(a.IPv6, v6, 128, slices.Concat(make([]byte, 4), mark))))
+	reply := slices.Concat(v6.AsSlice(), a.IPv6.AsSlice(), []byte{129, 0})
+	if !raw.Receives(reply, 2*time.Second) {
+		t.Error("no answer")
+	}
+}
+
 func TestLoopbackOfTheHostIsOutOfReach(t *testing.T) {
 	w := newWorld(t)
 	n := w.network(w.m, "default", api.NetworkSpec{})
