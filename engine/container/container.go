@@ -59,11 +59,14 @@ type Engine struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	watch  sync.WaitGroup // the goroutine that reads the keeper's exits
+	watch  sync.WaitGroup // the goroutines that pass exits on
 	exits  chan engine.Exit
+	queued chan struct{} // tells pump of new exits
 	closed sync.Once
 
 	mu       sync.Mutex
+	queue    []engine.Exit
+	staged   bool // the stage for read-only mounts is open
 	keeper   *keeper.Client
 	starting map[string]*pending      // guests that Start is working on
 	waiting  map[string]chan struct{} // closed when the keeper tells of the guest's end
@@ -96,9 +99,10 @@ func New(opts Options) (*Engine, error) {
 		opts: opts, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
 		cgroups: tree, agent: agent, feature: probeFeatures(),
 		ctx: ctx, cancel: cancel,
-		exits: make(chan engine.Exit, 64), starting: map[string]*pending{}, waiting: map[string]chan struct{}{},
+		exits: make(chan engine.Exit), queued: make(chan struct{}, 1), starting: map[string]*pending{}, waiting: map[string]chan struct{}{},
 	}
 	e.images = newImages(&e.feature)
+	e.watch.Go(e.pump)
 	if opts.Keeper != nil {
 		if err := e.SetKeeper(ctx, opts.Keeper); err != nil {
 			e.Close()
@@ -125,7 +129,9 @@ func (e *Engine) Close() error {
 	e.closed.Do(func() {
 		e.cancel()
 		e.watch.Wait()
-		close(e.exits)
+		if e.staged {
+			closeStage(filepath.Join(e.opts.Run, stageName))
+		}
 		e.images.close()
 		e.agent.Close()
 		e.cgroups.Close()

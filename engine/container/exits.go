@@ -116,11 +116,39 @@ func (e *Engine) forget(ctx context.Context, id string, ended <-chan struct{}) e
 	}
 }
 
-// deliver passes an end on.
+// deliver passes an end on. It doesn't block, however late the reader is:
+// Clean waits for ends too.
 func (e *Engine) deliver(g keeper.Guest) {
+	x := engine.Exit{ID: g.ID, Status: e.status(g), Time: g.Ended}
+	e.mu.Lock()
+	e.queue = append(e.queue, x)
+	e.mu.Unlock()
 	select {
-	case e.exits <- engine.Exit{ID: g.ID, Status: e.status(g), Time: g.Ended}:
-	case <-e.ctx.Done():
+	case e.queued <- struct{}{}:
+	default: // pump has been told already
+	}
+}
+
+// pump moves ends from the queue to the channel until the engine is closed.
+func (e *Engine) pump() {
+	defer close(e.exits)
+	for {
+		e.mu.Lock()
+		q := e.queue
+		e.queue = nil
+		e.mu.Unlock()
+		for _, x := range q {
+			select {
+			case e.exits <- x:
+			case <-e.ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-e.queued:
+		case <-e.ctx.Done():
+			return
+		}
 	}
 }
 

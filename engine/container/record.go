@@ -60,7 +60,7 @@ func (e *Engine) records() (map[string]*record, error) {
 	}
 	rs := map[string]*record{}
 	for _, d := range es {
-		if !d.IsDir() {
+		if !d.IsDir() || !idPattern.MatchString(d.Name()) {
 			continue
 		}
 		rs[d.Name()] = nil

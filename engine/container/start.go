@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -49,6 +50,7 @@ type launch struct {
 	image, volume, kit *os.File
 	files              []setup.File
 	mounts             []*os.File // one for each of spec.Mounts
+	staged             []string   // paths of those that are on the stage
 
 	lap func(step string) // for the benchmark
 }
@@ -144,9 +146,14 @@ func (l *launch) makePlace() error {
 	if err := l.listen(dir); err != nil {
 		return fmt.Errorf("make the agent's socket: %w", err)
 	}
+	if l.mayMount() && slices.ContainsFunc(l.spec.Mounts, func(m engine.Mount) bool { return m.ReadOnly }) {
+		if err := l.e.openStage(); err != nil {
+			return err
+		}
+	}
 	var err error
 	l.group, err = l.e.cgroups.Create(l.spec.ID, cgroup.Options{
-		Delegate: l.delegated(), Owner: l.spec.UIDBase, CPUSet: l.spec.Resources.CPUSet != "",
+		Delegate: l.spec.System || l.mayMount(), Owner: l.spec.UIDBase, CPUSet: l.spec.Resources.CPUSet != "",
 	})
 	if err != nil {
 		return err
@@ -154,11 +161,11 @@ func (l *launch) makePlace() error {
 	return l.group.Set(l.e.limits(l.spec.Resources, l.spec.Root.Dir, l.spec.System), true)
 }
 
-// delegated tells whether the guest could mount cgroup hierarchies, and so
-// needs a place of its own in each.
-func (l *launch) delegated() bool {
-	return l.spec.System || capMask(l.caps)&(1<<unix.CAP_SYS_ADMIN) != 0
-}
+// mayMount tells whether the guest's root can change its mounts. It could
+// mount cgroup hierarchies too, and so needs a place of its own in each.
+func (l *launch) mayMount() bool { return mayMount(l.caps) }
+
+func mayMount(caps []string) bool { return capMask(caps)&(1<<unix.CAP_SYS_ADMIN) != 0 }
 
 // listen makes the guest's socket and, before there is a guest, the
 // connection that it will take for the host's.
@@ -279,7 +286,19 @@ func (l *launch) send() error {
 		if err := idmap(l.mounts[i], l.userns, attr); err != nil {
 			return err
 		}
-		fds = append(fds, l.mounts[i])
+		if !m.ReadOnly || !l.mayMount() {
+			fds = append(fds, l.mounts[i])
+			continue
+		}
+		path, copied, err := l.e.stage(l.mounts[i], l.spec.ID, i, l.guest.PID)
+		if path != "" {
+			l.staged = append(l.staged, path)
+		}
+		if err != nil {
+			return err
+		}
+		defer copied.Close()
+		fds = append(fds, copied)
 	}
 	if l.spec.Proc.TTY {
 		console, err := l.console()
@@ -344,6 +363,11 @@ func (l *launch) died(err error) error {
 }
 
 func (l *launch) close() {
+	for _, path := range l.staged {
+		if err := unstage(path); err != nil {
+			l.e.log.Error("clear the stage", "instance", l.spec.ID, "error", err)
+		}
+	}
 	for _, f := range append([]*os.File{l.listener, l.userns, l.image, l.volume, l.kit}, l.mounts...) {
 		if f != nil {
 			f.Close()
@@ -372,7 +396,7 @@ func (l *launch) message() *setup.Spec {
 		m.ShmSize = int64(64 * api.MiB)
 	}
 	for i, mnt := range s.Mounts {
-		m.Mounts = append(m.Mounts, setup.Mount{Target: mnt.Target, Dir: isDir(l.mounts[i])})
+		m.Mounts = append(m.Mounts, setup.Mount{Target: mnt.Target, Dir: isDir(l.mounts[i]), Clone: mnt.ReadOnly && l.mayMount()})
 	}
 	for _, h := range l.group.Hierarchies() {
 		// The guest owns its version 2 subtree and name=systemd; version 1

@@ -57,6 +57,10 @@ func (e *Engine) validate(s *engine.Spec) (caps []string, filter []byte, err err
 	if caps, err = capabilities(s); err != nil {
 		return nil, nil, err
 	}
+	if (s.Root.ReadOnly || s.Security.ReadOnlyRoot) && mayMount(caps) {
+		return nil, nil, api.Errorf(api.CodeUnsupported, "start %s: a guest with CAP_SYS_ADMIN, as every system guest is, could make its read-only root writable again", s.Name).
+			WithField("spec.security.readOnlyRoot").WithHint("run it without that capability, or with a writable root")
+	}
 	filter, err = e.filters.get(caps)
 	return caps, filter, err
 }

@@ -198,7 +198,15 @@ func (b *builder) mountFiles() error {
 
 func (b *builder) mountVolumes() error {
 	for i, v := range b.spec.Mounts {
-		if err := b.place(b.volumes[i], v.Target, v.Dir); err != nil {
+		m := b.volumes[i]
+		if v.Clone {
+			var err error
+			if m, err = mountfd.Clone(m, "", false); err != nil {
+				return err
+			}
+			defer m.Close()
+		}
+		if err := b.place(m, v.Target, v.Dir); err != nil {
 			return err
 		}
 	}

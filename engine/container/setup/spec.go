@@ -62,6 +62,9 @@ type File struct{ Name, Target string }
 type Mount struct {
 	Target string
 	Dir    bool // a directory, not a file
+	// Clone is set for a volume that is in the guest's mount namespace
+	// already, in the host's tree, and is to be cloned with its locked flags.
+	Clone bool
 }
 
 // Process is the entry point.

@@ -5,7 +5,6 @@
 package mountfd
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -186,38 +185,4 @@ func openat2(root *os.File, name string, how *unix.OpenHow) (fd int, err error) 
 	}
 	runtime.KeepAlive(root)
 	return fd, err
-}
-
-// Target opens the place below root that the absolute path name means to
-// somebody whose root directory it is: symbolic links in it are followed
-// inside root. What is missing is made: directories, and at the end a
-// directory or an empty file.
-func Target(root *os.File, name string, dir bool) (*os.File, error) {
-	f, err := Open(root, name, unix.O_PATH, unix.RESOLVE_IN_ROOT)
-	if !errors.Is(err, unix.ENOENT) {
-		return f, err
-	}
-	clean := path.Clean("/" + name)
-	parent, err := Target(root, path.Dir(clean), true)
-	if err != nil {
-		return nil, err
-	}
-	defer parent.Close()
-	base := path.Base(clean)
-	if dir {
-		err = unix.Mkdirat(int(parent.Fd()), base, 0o755)
-	} else {
-		var fd int
-		fd, err = unix.Openat(int(parent.Fd()), base, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_WRONLY, 0o644)
-		if err == nil {
-			unix.Close(fd)
-		}
-	}
-	runtime.KeepAlive(parent)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, &os.PathError{Op: "create", Path: name, Err: err}
-	}
-	// EEXIST is a dangling link (or a race in a shared volume): it can't
-	// become a mount point, and NO_SYMLINKS says so.
-	return Open(parent, base, unix.O_PATH, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 }

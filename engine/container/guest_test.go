@@ -1,0 +1,146 @@
+package container
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/keeper"
+)
+
+var serial atomic.Uint32
+
+// guestSpec is a guest of the busybox image that runs a script.
+func guestSpec(t testing.TB, script string) *engine.Spec {
+	n := serial.Add(1)
+	return &engine.Spec{
+		ID: "g" + string([]byte{'a' + byte(n/26%26), 'a' + byte(n%26)}), Name: "guest", Hostname: "guest",
+		Image: engine.Image{Digest: "sha256:busybox", EROFS: shared.busybox}, Root: engine.Root{Dir: t.TempDir()},
+		Proc:    engine.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}},
+		UIDBase: 1<<24 + n<<16, IDCount: 1 << 16,
+	}
+}
+
+// imageOf makes an image of the busybox root after change.
+func imageOf(t testing.TB, change func(root string)) engine.Image {
+	t.Helper()
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	if err := busyboxRoot(root); err != nil {
+		t.Fatal(err)
+	}
+	change(root)
+	file := filepath.Join(dir, "image.erofs")
+	if err := mkErofs(root, file); err != nil {
+		t.Fatal(err)
+	}
+	return engine.Image{Digest: "sha256:" + filepath.Base(filepath.Dir(dir)), EROFS: file}
+}
+
+// startGuest starts a guest that is forgotten after the test.
+func startGuest(t testing.TB, e *Engine, spec *engine.Spec) *engine.Guest {
+	t.Helper()
+	g, err := e.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatalf("start: %v\n%s", err, guestLog(t, e, spec.ID))
+	}
+	t.Cleanup(func() { forget(t, e, spec.ID) })
+	return g
+}
+
+func forget(t testing.TB, e *Engine, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := e.Forget(ctx, id); err != nil {
+		t.Errorf("forget: %v", err)
+	}
+}
+
+// runGuest runs a guest to its end and returns what it wrote.
+func runGuest(t testing.TB, e *Engine, spec *engine.Spec) (string, api.ExitStatus) {
+	t.Helper()
+	startGuest(t, e, spec)
+	st := waitExit(t, e, spec.ID)
+	return guestLog(t, e, spec.ID), st
+}
+
+func waitExit(t testing.TB, e *Engine, id string) api.ExitStatus {
+	t.Helper()
+	deadline := time.After(60 * time.Second)
+	for {
+		select {
+		case x := <-e.Exits():
+			if x.ID == id {
+				return x.Status
+			}
+		case <-deadline:
+			t.Fatalf("guest %s doesn't end\n%s", id, guestLog(t, e, id))
+		}
+	}
+}
+
+func guestLog(t testing.TB, e *Engine, id string) string {
+	t.Helper()
+	var b bytes.Buffer
+	keeper.ReadLogs(context.Background(), e.LogDir(id), keeper.LogOptions{}, func(l keeper.LogEntry) error {
+		b.Write(l.Data)
+		return nil
+	})
+	return b.String()
+}
+
+func write(t testing.TB, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func symlink(t testing.TB, target, name string) {
+	t.Helper()
+	if err := os.RemoveAll(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// output runs a command of the host.
+func output(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	b, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", name, err, b)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// waitLog waits until a guest has written something.
+func waitLog(t testing.TB, e *Engine, id, text string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	found := errors.New("found")
+	var got strings.Builder
+	err := keeper.ReadLogs(ctx, e.LogDir(id), keeper.LogOptions{Follow: true}, func(l keeper.LogEntry) error {
+		got.Write(l.Data)
+		if strings.Contains(got.String(), text) {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		t.Fatalf("wait for %q: %v after %q", text, err, got.String())
+	}
+}
