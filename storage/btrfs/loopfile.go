@@ -129,6 +129,9 @@ func (l *loopFile) mount(ctx context.Context, pool string) error {
 	l.dev = dev.Path()
 	// The file's blocks are reserved on the disk below; a discard would give
 	// them back. Since 6.2 btrfs discards unless told not to.
+	if err := dev.RefuseDiscards(); err != nil {
+		return fmt.Errorf("open pool %q: %w", pool, err)
+	}
 	err = fsmount.Mount("btrfs", l.dev, l.point, unix.MOUNT_ATTR_NOATIME, fsmount.Option{Key: "nodiscard"})
 	switch {
 	case err == nil:

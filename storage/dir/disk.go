@@ -115,7 +115,7 @@ func (p *pool) mount(ctx context.Context, id string, v *part) (string, error) {
 	if err != nil {
 		return "", api.Errorf(api.CodeNoResources, "mount volume %q: %w", id, err)
 	}
-	defer dev.Close() // from here on the mount holds it
+	defer p.settleDevice(id, dev) // from here on the mount holds it
 	if err := os.MkdirAll(point, 0o700); err != nil {
 		return "", err
 	}
@@ -132,6 +132,32 @@ func (p *pool) mount(ctx context.Context, id string, v *part) (string, error) {
 		return "", errors.Join(p.failed("mount", id, err), p.unmount(id))
 	}
 	return root, nil
+}
+
+// settleDevice keeps discards away from the device, and lets go of it. The
+// file system on it asks for none by itself, so that nobody needs to wait
+// for this but unmount.
+func (p *pool) settleDevice(id string, dev *loop.Device) {
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.settling[id] = done
+	p.mu.Unlock()
+	p.background.Go(func() {
+		defer close(done)
+		_ = dev.RefuseDiscards() // the next mount reserves again what is punched
+		dev.Close()
+	})
+}
+
+// settled waits until nothing but mounts holds the volume's device.
+func (p *pool) settled(id string) {
+	p.mu.Lock()
+	done := p.settling[id]
+	delete(p.settling, id)
+	p.mu.Unlock()
+	if done != nil {
+		<-done
+	}
 }
 
 // settleDisk prepares a file system that was just mounted.
@@ -160,9 +186,9 @@ func (p *pool) attach(ctx context.Context, file *os.File) (*loop.Device, error) 
 		return nil, err
 	}
 	key := loop.Backing{Dev: st.Dev, Ino: st.Ino}
-	p.loopsMu.Lock()
+	p.mu.Lock()
 	known, ok := p.loops[key]
-	p.loopsMu.Unlock()
+	p.mu.Unlock()
 	if ok {
 		if dev, err := loop.Open(known, file); dev != nil || err != nil {
 			return dev, err
@@ -172,8 +198,8 @@ func (p *pool) attach(ctx context.Context, file *os.File) (*loop.Device, error) 
 	if err != nil {
 		return nil, err
 	}
-	p.loopsMu.Lock()
-	defer p.loopsMu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.loops[key] = dev.Path()
 	return dev, nil
 }
@@ -191,6 +217,7 @@ func (p *pool) unmount(id string) error {
 			return fmt.Errorf("unmount %s: %w", point, err)
 		}
 	}
+	p.settled(id)
 	if err := os.Remove(point); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -257,21 +284,15 @@ func (p *pool) resizeDisk(ctx context.Context, id string, v *part, has, size api
 	if err != nil {
 		return err
 	}
-	root, err := p.mount(ctx, id, v)
-	if err != nil {
-		return err
-	}
-	if !mounted {
-		defer p.unmount(id)
-	}
 	if size > has { // else a crash came between this and the next step
 		if err := hostdisk.Reserve(v.file, int64(has), int64(size)); err != nil {
 			return p.failed("resize", id, err)
 		}
 	}
-	err = p.growMounted(ctx, root, v, size)
-	if errors.Is(err, unix.EPERM) && !mounted {
-		err = errors.Join(p.unmount(id), p.growUnmounted(ctx, v.file))
+	if mounted {
+		err = p.growMounted(ctx, id, v, size)
+	} else {
+		err = growUnmounted(ctx, v.file)
 	}
 	if errors.Is(err, unix.EPERM) {
 		// Nothing was done yet, so the file can be as long as before.
@@ -285,7 +306,11 @@ func (p *pool) resizeDisk(ctx context.Context, id string, v *part, has, size api
 	return nil
 }
 
-func (p *pool) growMounted(ctx context.Context, root string, v *part, size api.Bytes) error {
+func (p *pool) growMounted(ctx context.Context, id string, v *part, size api.Bytes) error {
+	root, err := p.mount(ctx, id, v) // checks what is mounted there
+	if err != nil {
+		return err
+	}
 	dev, err := p.attach(ctx, v.file)
 	if err != nil {
 		return err
@@ -308,8 +333,8 @@ func (p *pool) growMounted(ctx context.Context, root string, v *part, size api.B
 }
 
 // growUnmounted needs e2fsprogs. With a guest that still holds the file
-// system it returns EPERM as growMounted did.
-func (p *pool) growUnmounted(ctx context.Context, file *os.File) error {
+// system it returns EPERM, like growMounted without the capability.
+func growUnmounted(ctx context.Context, file *os.File) error {
 	dev, err := loop.Find(file)
 	if err != nil {
 		return err

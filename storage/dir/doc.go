@@ -24,8 +24,8 @@
 // Probe), that is as much of a promise as can be made.
 //
 // disk.ext4 can't shrink: it would have to be moved block by block with
-// nothing to undo that after a power cut. Growing it while it is mounted
-// needs CAP_SYS_RESOURCE; without that it grows only while no guest uses it.
+// nothing to undo that after a power cut. While it is mounted it can
+// grow if the daemon has CAP_SYS_RESOURCE, else by e2fsprogs.
 //
 // # Crashes
 //

@@ -31,11 +31,12 @@ type pool struct {
 	open   sync.RWMutex // read-held by every call, so that Close waits for them
 	closed bool         // guarded by open
 
-	sweeper sync.WaitGroup // empties the trash of earlier daemons
-	stop    context.CancelFunc
+	background sync.WaitGroup
+	stop       context.CancelFunc // ends the sweep of the trash, which is part of it
 
-	loopsMu sync.Mutex
-	loops   map[loop.Backing]string // where a volume's file was last attached
+	mu       sync.Mutex
+	loops    map[loop.Backing]string  // guarded by mu: where files were last attached
+	settling map[string]chan struct{} // guarded by mu: volumes that settleDevice is at
 }
 
 // Open opens the pool, and makes it if it isn't there.
@@ -76,7 +77,7 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
 	}
 	p.reflink = canReflink(p.trash)
-	p.loops = loop.Attached()
+	p.loops, p.settling = loop.Attached(), make(map[string]chan struct{})
 	old, err := readNames(p.trash)
 	if err == nil {
 		err = p.sweep(ctx)
@@ -86,7 +87,7 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	}
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	p.sweeper.Go(func() {
+	p.background.Go(func() {
 		// What can't be removed is in nobody's way; the next Open tries again.
 		_ = p.emptyTrash(background, old)
 	})
@@ -209,7 +210,7 @@ func (p *pool) close() {
 	}
 	p.closed = true
 	p.stop()
-	p.sweeper.Wait()
+	p.background.Wait()
 	if p.projects != nil {
 		p.projects.Close()
 	}
@@ -255,7 +256,7 @@ func (p *pool) Destroy(ctx context.Context) error {
 		return api.Errorf(api.CodeInUse, "pool %q holds %d volumes", p.config.Name, len(names)).
 			WithHint("delete them first")
 	}
-	p.sweeper.Wait()
+	p.background.Wait()
 	old, err := readNames(p.trash)
 	if err == nil {
 		err = p.emptyTrash(ctx, old)
