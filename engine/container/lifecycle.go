@@ -39,7 +39,11 @@ func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
 			return err
 		}
 	}
-	return k.Signal(ctx, id, sig)
+	err = k.Signal(ctx, id, sig)
+	if sig == unix.SIGKILL && api.IsCode(err, api.CodeConflict) {
+		return nil // killing the group has ended it already
+	}
+	return err
 }
 
 // parseSignal reads SIGTERM, term, 15 or SIGRTMIN+3. Real-time signals
