@@ -222,7 +222,8 @@ func (t *task) stop(ctx context.Context, g *guest) error {
 	}
 	t.progress("stopping", 0, 0)
 	if wait := t.patience(g); wait > 0 && !t.forced() {
-		if err := e.Signal(ctx, t.in.ID, t.stopSignal(ctx, g)); err != nil {
+		// A guest that has ended meanwhile can't be signalled, and needn't be.
+		if err := e.Signal(ctx, t.in.ID, t.stopSignal(ctx, g)); err != nil && !api.IsCode(err, api.CodeConflict) {
 			return err
 		}
 		if err := t.await(ctx, g, time.Now().Add(wait)); err != nil {
