@@ -276,6 +276,43 @@ func TestEnsureReplacesStaleSocketAndReportsFailure(t *testing.T) {
 	}
 }
 
+func TestKeeperAndHolderEndWhenNobodyCanReachThem(t *testing.T) {
+	k := newKeeper(t)
+	k.start(k.request("a", "exit", "0")) // a record that nobody has forgotten
+	k.wait("a")
+	keeper, holder := openPID(t, k.pid()), openPID(t, k.holderPID())
+	k.Client.Close()
+	k.kill()
+	if alive(keeper) || !alive(holder) {
+		t.Error("the holder did not wait for the next keeper")
+	}
+	os.RemoveAll(k.dir)
+	waitEnd(t, holder)
+
+	k = newKeeper(t)
+	keeper, holder = openPID(t, k.pid()), openPID(t, k.holderPID())
+	os.RemoveAll(k.dir)
+	waitEnd(t, keeper)
+	waitEnd(t, holder)
+}
+
+func openPID(t *testing.T, pid int) int {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+func waitEnd(t *testing.T, pidfd int) {
+	t.Helper()
+	if unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); alive(pidfd) {
+		t.Error("a process did not end")
+	}
+}
+
 func waitLog(t *testing.T, k *testKeeper, text string) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)

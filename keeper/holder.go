@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -21,7 +22,8 @@ import (
 // (which knows how it ended). A new keeper takes all of it over, so a killed
 // keeper loses only what terminals showed before. Only when both are killed
 // at once, guests must be adopted by their names, and terminals are lost.
-// It ends when its keeper does, if it holds nothing then.
+// It ends when its keeper does, if it holds nothing then, or nobody could ever
+// ask for it because the socket was removed.
 
 // The operations of a holder. None but holdTake is answered.
 const (
@@ -42,7 +44,7 @@ type heldEntry struct {
 }
 
 // holderMain serves one keeper after the other, on the listener that it has
-// inherited as descriptor 3. It has one thread of control, on purpose.
+// inherited as descriptor 3.
 func holderMain() error {
 	debug.SetGCPercent(50)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP) // which don't concern it
@@ -53,9 +55,18 @@ func holderMain() error {
 	if err != nil {
 		return err
 	}
+	// Without its socket no keeper will come any more.
+	events, err := whenGone(l.Addr().String(), func() { l.Close() })
+	if err != nil {
+		return err
+	}
+	defer events.Close()
 	held := make(map[string]heldEntry)
 	for {
 		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

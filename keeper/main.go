@@ -47,7 +47,7 @@ func Main(socket string) error {
 	ready := readyFile()
 	err := run(socket, log, ready)
 	if err != nil && ready != nil {
-		fmt.Fprintln(ready, err)
+		fmt.Fprintln(ready, err) // to nobody, if it was ready before
 	}
 	return err
 }
@@ -80,6 +80,11 @@ func run(socket string, log *slog.Logger, ready *os.File) error {
 	s.unlisten = func() { l.Close() }
 	var accepting sync.WaitGroup
 	accepting.Go(func() { s.accept(l) })
+	events, err := whenGone(socket, s.unreachable)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
 	log.Info("the keeper is ready", "socket", socket, "guests", len(s.guests))
 	if ready != nil {
 		fmt.Fprintln(ready, readyOK)

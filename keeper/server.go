@@ -154,9 +154,8 @@ func (s *server) handle(c *conn, r *request, files []*os.File) bool {
 		answer(c, reply{}, err)
 		if err == nil {
 			close(s.quit)
-			return false
 		}
-		return true
+		return err != nil
 	}
 	var out reply
 	guest, err := s.change(r, files)
@@ -278,7 +277,8 @@ func (s *server) forget(id string) error {
 	return nil
 }
 
-// stop agrees to end the keeper, if that harms nobody.
+// stop agrees to end the keeper, if that harms nobody. The caller closes quit
+// when it has said so to whom it may concern.
 func (s *server) stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,6 +292,16 @@ func (s *server) stop() error {
 	s.stopping = true
 	s.unlisten() // before the answer: who wants a keeper from now on starts one
 	return nil
+}
+
+// unreachable runs when the socket has been removed.
+func (s *server) unreachable() {
+	err := s.stop()
+	if err == nil {
+		close(s.quit)
+	} else if !api.IsCode(err, api.CodeConflict) { // else stop has removed it
+		s.log.Error("the socket was removed: nobody can connect any more", "but", err)
+	}
 }
 
 // reserve takes an id for a guest that is about to be.
