@@ -68,6 +68,9 @@ func (a *app) attach(ctx context.Context, o attachment) error {
 		a.passSignals(ctx, s, signals, done, o.tty, raw, cancel)
 	}()
 	exit, err := s.Run(ctx, streams)
+	if errors.Is(err, client.ErrDetached) {
+		io.WriteString(a.err.W, "\r\n") // the guest's line stays as it is
+	}
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ import (
 
 // fake is a daemon whose guests are processes and directories of the test.
 type fake struct {
-	t      *testing.T
+	t      testing.TB
 	socket string
 	root   string // the guests' file system
 
@@ -50,7 +50,7 @@ type fake struct {
 // epoch is now for the tests.
 var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-func newFake(t *testing.T) *fake {
+func newFake(t testing.TB) *fake {
 	t.Helper()
 	// A short path: sun_path holds 108 bytes.
 	dir, err := os.MkdirTemp("", "clvcli")
@@ -75,7 +75,7 @@ func (f *fake) cleave(stdin string, args ...string) (status int, stdout, stderr 
 	return run(f.t, f.socket, strings.NewReader(stdin), args...)
 }
 
-func run(t *testing.T, socket string, stdin io.Reader, args ...string) (status int, stdout, stderr string) {
+func run(t testing.TB, socket string, stdin io.Reader, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	for _, v := range []string{"CLEAVE_SOCKET", "CLEAVE_HOST", "CLEAVE_PROJECT", "CLEAVE_TOKEN"} {
 		t.Setenv(v, "")

@@ -71,13 +71,13 @@ func (a *app) runAttached(ctx context.Context, in *api.Instance, keys detachKeys
 			return a.daemon.Console(ctx, in.Name, api.ConsoleRequest{Stdin: in.Spec.Stdin, Start: true})
 		},
 	})
-	var status statusError
 	switch {
 	case errors.Is(err, client.ErrDetached):
 		a.note("detached; 'cleave console %s' attaches again", in.Name)
 		return nil
-	case err == nil, errors.As(err, &status):
-		return err
+	case errors.Is(err, context.Canceled):
+		a.note("left %s running", in.Name)
+		return statusError(exitFailed)
 	}
 	if in.Spec.Ephemeral {
 		a.discard(ctx, in.Name)
@@ -85,8 +85,8 @@ func (a *app) runAttached(ctx context.Context, in *api.Instance, keys detachKeys
 	return err
 }
 
-// discard deletes an instance that was to be deleted when it ends, but never
-// got so far as to end.
+// discard waits until an ephemeral instance is gone, so that its name and its
+// ports are free when we end. One that never began to run is deleted too.
 func (a *app) discard(ctx context.Context, name string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()

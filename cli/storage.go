@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -101,7 +102,7 @@ func (a *app) volumeListing() output.Listing[api.Volume] {
 		Name: func(v api.Volume) string { return v.Name },
 		Columns: []output.Column[api.Volume]{
 			{Head: "NAME", Flex: true, Cell: func(v api.Volume) string { return v.Name }},
-			{Head: "POOL", Cell: func(v api.Volume) string { return v.Spec.Pool }},
+			{Head: "POOL", Cell: func(v api.Volume) string { return cmp.Or(v.Spec.Pool, "default") }},
 			amount("USED", func(v api.Volume) api.Bytes { return v.Status.Used }),
 			amount("SIZE", func(v api.Volume) api.Bytes { return v.Spec.Size }),
 			{Head: "USED BY", Flex: true, Cell: func(v api.Volume) string { return strings.Join(v.Status.UsedBy, " ") }},
@@ -114,7 +115,7 @@ func (a *app) volumeListing() output.Listing[api.Volume] {
 func (a *app) describeVolume(s *output.Sections, v *api.Volume) {
 	s.Pair("Name", v.Name)
 	s.Pair("ID", v.ID)
-	s.Pair("Pool", v.Spec.Pool)
+	s.Pair("Pool", cmp.Or(v.Spec.Pool, "default"))
 	s.Pair("Created", a.ago(&v.Created))
 	s.Each("Labels", pairs(v.Labels))
 	s.Head("Space")

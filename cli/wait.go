@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -52,8 +53,24 @@ func (a *app) isReady(ctx context.Context, name string) (bool, error) {
 		return false, s.Error
 	case s.Phase == api.PhaseFailed, s.Phase == api.PhaseStopped, s.Phase == api.PhaseDeleting:
 		return false, api.Errorf(api.CodeConflict, "%s is %s", name, stateOf(*in)).WithHint("'cleave logs %s' shows what it wrote", name)
-	case s.Phase == api.PhaseRunning:
-		return s.Health == "" || s.Health == "healthy", nil
+	case s.Phase == api.PhaseRunning && s.Health == "":
+		// No check, or none yet.
+		checked, err := a.hasCheck(ctx, in)
+		return !checked, err
 	}
-	return false, nil
+	return in.Status.Health == "healthy", nil
+}
+
+// hasCheck tells whether an instance has a health check, its own or its
+// image's.
+func (a *app) hasCheck(ctx context.Context, in *api.Instance) (bool, error) {
+	check := in.Spec.Health
+	if check == nil {
+		img, err := a.daemon.Image(ctx, cmp.Or(in.Status.Digest, in.Spec.Image))
+		if err != nil {
+			return false, err
+		}
+		check = img.Config.Health
+	}
+	return check != nil && len(check.Command) > 0, nil
 }
