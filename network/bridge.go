@@ -160,32 +160,20 @@ func (m *Manager) bridgeSysctls(b *bridge) error {
 
 // setAddresses gives the link these addresses and takes away others.
 func (m *Manager) setAddresses(l netlink.Link, want []netip.Prefix) error {
-	have, err := m.rt.AddrList(l, netlink.FAMILY_ALL)
+	have, err := m.addresses(l.Attrs().Index)
 	if err != nil {
 		return err
 	}
-	present := map[netip.Prefix]bool{}
-	for _, a := range have {
-		ip, _ := netip.AddrFromSlice(a.IP)
-		bits, _ := a.Mask.Size()
-		p := netip.PrefixFrom(ip.Unmap(), bits)
-		keep := p.Addr().IsLinkLocalUnicast()
-		for _, w := range want {
-			keep = keep || w == p
-		}
-		if keep {
-			present[p] = true
+	for _, p := range without(have, want) {
+		if p.Addr().IsLinkLocalUnicast() {
 			continue
 		}
-		if err := m.rt.AddrDel(l, &a); err != nil {
-			return err
+		if err := m.rt.AddrDel(l, asAddr(p)); err != nil {
+			return fmt.Errorf("remove address %s: %w", p, err)
 		}
 	}
-	for _, w := range want {
-		if present[w] {
-			continue
-		}
-		a := &netlink.Addr{IPNet: &net.IPNet{IP: w.Addr().AsSlice(), Mask: net.CIDRMask(w.Bits(), w.Addr().BitLen())}}
+	for _, w := range without(want, have) {
+		a := asAddr(w)
 		if w.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
 		}
@@ -194,4 +182,8 @@ func (m *Manager) setAddresses(l netlink.Link, want []netip.Prefix) error {
 		}
 	}
 	return nil
+}
+
+func asAddr(p netip.Prefix) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
 }

@@ -1,9 +1,11 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -130,6 +132,42 @@ func door(key expr.MetaKey, name string) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: append([]byte(name), 0)},
 		&expr.Counter{},
 		&expr.Verdict{Kind: expr.VerdictAccept},
+	}
+}
+
+// doorPause is the least time between two looks at other firewalls, some of
+// which change all the time.
+const doorPause = time.Second
+
+// doorkeeper makes doors anew when other firewalls change, until ctx ends.
+func (m *Manager) doorkeeper(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.doors:
+		}
+		m.mu.Lock()
+		bridges := m.bridgeNames()
+		m.mu.Unlock()
+		if len(bridges) > 0 {
+			if err := m.openDoors(bridges); err != nil {
+				m.log.Error("network: pass another firewall", "error", err)
+			}
+		}
+		if !pause(ctx, doorPause) {
+			return
+		}
+	}
+}
+
+// pause is false when ctx ends before d is over.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 

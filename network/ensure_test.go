@@ -33,7 +33,14 @@ func TestEnsureIsIdempotentAndKeepsWhatItChose(t *testing.T) {
 	if diff := cmp.Diff(before, run(t, "ip", "address", "show", "cleave0")); diff != "" {
 		t.Error(diff)
 	}
+	// What is there stays, also when a VPN claims a part of it meanwhile.
+	run(t, "ip", "route", "add", "10.83.4.0/24", "via", worldIP4)
+	ensure(m)
 	run(t, "ip", "link", "delete", "cleave0") // as after a reboot of the host
+	if _, err := m.Ensure(t.Context(), n); !api.IsCode(err, api.CodeConflict) {
+		t.Errorf("made again in spite of a clash: %v", err)
+	}
+	run(t, "ip", "route", "delete", "10.83.4.0/24")
 	ensure(m)
 }
 

@@ -32,7 +32,9 @@ type Manager struct {
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 	closed sync.Once
-	reap   chan struct{} // capacity 1: some links should have gone by soon
+	// Of capacity 1 each: some links should have gone by soon; other
+	// firewalls have changed.
+	reap, doors chan struct{}
 
 	// setup lets calls that change more than one port or instance take turns.
 	setup sync.Mutex
@@ -96,7 +98,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	m := &Manager{
 		scope: o.Scope, groups: g, log: o.Log, resolv: o.ResolvConf, ipv6: noIPv6 == nil,
 		rt: rt, tables: tables, names: dns.New(dns.Options{ResolvConf: o.ResolvConf, Log: o.Log}), ledger: l,
-		reap:     make(chan struct{}, 1),
+		reap: make(chan struct{}, 1), doors: make(chan struct{}, 1),
 		networks: map[string]*bridge{}, ports: map[string]*port{}, forwards: map[string][]heldForward{},
 		leaving: map[string]int{}, cursors: map[cursor]uint64{},
 	}
@@ -104,6 +106,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	ctx, m.stop = context.WithCancel(context.Background())
 	m.work.Go(func() { m.watch(ctx) })
 	m.work.Go(func() { m.reaper(ctx) })
+	m.work.Go(func() { m.doorkeeper(ctx) })
 	return m, nil
 }
 
@@ -188,25 +191,31 @@ func (m *Manager) restore() error {
 // the default for everything that is forwarded.
 func (m *Manager) watch(ctx context.Context) {
 	err := m.tables.Watch(ctx, func(lost bool) {
+		if !lost {
+			notify(m.doors)
+			return
+		}
 		m.mu.Lock()
-		bridges := m.bridgeNames()
+		idle := len(m.networks) == 0
 		m.mu.Unlock()
-		if len(bridges) == 0 {
+		if idle {
 			return
 		}
-		if lost {
-			m.log.Warn("network: somebody deleted our nftables; writing them anew")
-			if err := m.restore(); err != nil {
-				m.log.Error("network: restore nftables", "error", err)
-			}
-			return
-		}
-		if err := m.openDoors(bridges); err != nil {
-			m.log.Error("network: pass another firewall", "error", err)
+		m.log.Warn("network: somebody deleted our nftables; writing them anew")
+		if err := m.restore(); err != nil {
+			m.log.Error("network: restore nftables", "error", err)
 		}
 	})
 	if err != nil {
 		m.log.Error("network: changes of nftables go unnoticed", "error", err)
+	}
+}
+
+// notify leaves a word for who listens to c, unless there is one.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

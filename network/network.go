@@ -12,8 +12,9 @@
 // the host, guests of its own network, ports that are published, and what
 // the host routes to. Guests of other networks and the world reach it by
 // published ports only (and the world reaches all of a network without NAT).
-// Published ports also answer on 127.0.0.1 of the host; on ::1 they can't,
-// for want of route_localnet in IPv6, and refuse.
+// Published ports also answer on 127.0.0.1 of the host. On ::1 they can't,
+// for want of route_localnet in IPv6: connections are refused there, so that
+// clients go on to 127.0.0.1.
 //
 // A bridge of Linux has room for 1023 ports (BR_PORT_BITS): more guests need
 // a second network.

@@ -229,10 +229,7 @@ func (m *Manager) Detach(_ context.Context, p Port) error {
 	m.leaving[p.Link], m.leaving[p.shaper()] = index, 0
 	b := m.networks[p.Network]
 	m.mu.Unlock()
-	select {
-	case m.reap <- struct{}{}:
-	default:
-	}
+	notify(m.reap)
 	var errs []error
 	if b != nil {
 		for _, n := range p.neighbours(b) {
@@ -253,10 +250,8 @@ func (m *Manager) reaper(ctx context.Context) {
 			return
 		case <-m.reap:
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, leaveTime) {
 			return
-		case <-time.After(leaveTime):
 		}
 		m.mu.Lock()
 		leaving := m.leaving

@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,10 +44,7 @@ func (m *Manager) inUse(except int) ([]used, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		bits, _ := a.Mask.Size()
-		if ip = ip.Unmap(); ok && a.LinkIndex != except && !ip.IsLinkLocalUnicast() {
-			p := netip.PrefixFrom(ip, bits)
+		if p := prefixOf(a.IPNet); a.LinkIndex != except && !p.Addr().IsLinkLocalUnicast() {
 			all = append(all, used{p.Masked(), fmt.Sprintf("address %s of %s", p, names[a.LinkIndex])})
 		}
 	}
@@ -58,12 +57,10 @@ func (m *Manager) inUse(except int) ([]used, error) {
 		if r.Dst == nil || r.LinkIndex == except || r.Type == unix.RTN_BROADCAST || r.Type == unix.RTN_MULTICAST || r.Type == unix.RTN_LOCAL {
 			continue
 		}
-		ip, ok := netip.AddrFromSlice(r.Dst.IP)
-		bits, _ := r.Dst.Mask.Size()
-		if ip = ip.Unmap(); !ok || bits == 0 || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+		p := prefixOf(r.Dst)
+		if p.Bits() == 0 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
 			continue
 		}
-		p := netip.PrefixFrom(ip, bits)
 		by := names[r.LinkIndex]
 		if by == "" {
 			by = "no link"
@@ -107,7 +104,11 @@ func (m *Manager) plan(_ context.Context, n *api.Network, index int) (v4, v6 net
 	}
 	choose4 := func() (netip.Prefix, error) { return chooseIPv4(append(all, m.resolvers()...)) }
 	choose6 := func() (netip.Prefix, error) { return chooseIPv6(append(all, m.resolvers()...)) }
-	if v4, err = planned("ipv4", n.Spec.IPv4, n.Status.IPv4, all, choose4); err != nil {
+	has, err := m.addresses(index)
+	if err != nil {
+		return v4, v6, err
+	}
+	if v4, err = planned("ipv4", n.Spec.IPv4, n.Status.IPv4, all, has, choose4); err != nil {
 		return v4, v6, err
 	}
 	if !m.ipv6 && n.Spec.IPv6 == "" {
@@ -117,11 +118,39 @@ func (m *Manager) plan(_ context.Context, n *api.Network, index int) (v4, v6 net
 		return v4, v6, api.Errorf(api.CodeUnsupported, "network %q: the host's kernel has IPv6 switched off", n.Name).
 			WithField("spec.ipv6").WithHint(`boot it without ipv6.disable=1, or say ipv6: "none"`)
 	}
-	v6, err = planned("ipv6", n.Spec.IPv6, n.Status.IPv6, all, choose6)
+	v6, err = planned("ipv6", n.Spec.IPv6, n.Status.IPv6, all, has, choose6)
 	return v4, v6, err
 }
 
-func planned(family, spec, status string, all []used, choose func() (netip.Prefix, error)) (netip.Prefix, error) {
+// addresses are those of the link of that index, none if it is 0.
+func (m *Manager) addresses(index int) ([]netip.Prefix, error) {
+	if index == 0 {
+		return nil, nil
+	}
+	l, err := m.rt.LinkByIndex(index)
+	if err != nil {
+		return nil, fmt.Errorf("find link %d: %w", index, err)
+	}
+	addrs, err := m.rt.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+	}
+	var all []netip.Prefix
+	for _, a := range addrs {
+		all = append(all, prefixOf(a.IPNet))
+	}
+	return all, nil
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	ip, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), bits)
+}
+
+// planned decides for one family. What the bridge has it keeps, whatever
+// came to the host since.
+func planned(family, spec, status string, all []used, has []netip.Prefix, choose func() (netip.Prefix, error)) (netip.Prefix, error) {
 	var gateway netip.Prefix
 	switch {
 	case spec == "none":
@@ -141,7 +170,7 @@ func planned(family, spec, status string, all []used, choose func() (netip.Prefi
 	default:
 		return choose()
 	}
-	if u, found := clash(gateway.Masked(), all); found {
+	if u, found := clash(gateway.Masked(), all); found && !slices.Contains(has, gateway) {
 		return netip.Prefix{}, api.Errorf(api.CodeConflict, "subnet %s is in use on this host: it overlaps %s", gateway.Masked(), u.what).
 			WithField("spec." + family).WithHint("name another subnet, or none to have one chosen")
 	}

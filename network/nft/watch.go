@@ -12,7 +12,8 @@ import (
 
 // Watch calls changed until ctx ends, and returns nil then: with true when
 // somebody has deleted one of the tables, by flushing the whole ruleset say,
-// with false when chains were made or changed in tables of others.
+// with false when chains were made or changed, or rules deleted, in tables of
+// others.
 func (t *Tables) Watch(ctx context.Context, changed func(lost bool)) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
@@ -40,7 +41,7 @@ func (t *Tables) Watch(ctx context.Context, changed func(lost bool)) error {
 			switch table := tableOf(m); m.Header.Type & 0xff {
 			case unix.NFT_MSG_DELTABLE:
 				lost = lost || table == t.inet.Name
-			case unix.NFT_MSG_NEWCHAIN:
+			case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELRULE:
 				others = others || table != t.inet.Name
 			}
 		}

@@ -36,6 +36,12 @@ func Main(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
+	for _, tool := range []string{"ip", "tc", "nft", "nsenter"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			fmt.Printf("skipped: %v (iproute2, nftables and util-linux have what the tests look with)\n", err)
+			os.Exit(0)
+		}
+	}
 	// All threads of a process must be in the namespace: that needs a new process.
 	self, err := os.Executable()
 	if err != nil {
