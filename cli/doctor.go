@@ -76,8 +76,13 @@ func (a *app) printFindings(findings []api.Finding) error {
 		}
 		b.WriteString("  " + a.out.Paint(m.mark, m.style) + strings.Repeat(" ", max(4-len(m.mark), 0)) + "  ")
 		name := output.Clean(f.Name)
-		b.WriteString(name + strings.Repeat(" ", max(names-output.Width(name), 0)+2))
-		writeIndented(&b, output.Clean(f.Detail), indent, width)
+		b.WriteString(name)
+		if f.Detail == "" {
+			b.WriteByte('\n')
+		} else {
+			b.WriteString(strings.Repeat(" ", max(names-output.Width(name), 0)+2))
+			writeIndented(&b, output.Clean(f.Detail), indent, width)
+		}
 		if f.Remedy != "" {
 			b.WriteString(strings.Repeat(" ", indent))
 			writeIndented(&b, "→ "+output.Clean(f.Remedy), indent, width)

@@ -121,6 +121,15 @@ func (f *fake) routes() http.Handler {
 	m.HandleFunc("GET /v1/instances/{name}/logs", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strings.Join(f.logs, "\n")) })
 	m.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, _ *http.Request) { list(w, f.stats) })
 	m.HandleFunc("GET /v1/images", func(w http.ResponseWriter, _ *http.Request) { list(w, f.images) })
+	m.HandleFunc("GET /v1/image", func(w http.ResponseWriter, r *http.Request) {
+		for _, i := range f.images {
+			if slices.Contains(i.Names, r.URL.Query().Get("ref")) {
+				answer(w, i)
+				return
+			}
+		}
+		fail(w, api.Errorf(api.CodeNotFound, "no such image"))
+	})
 	m.HandleFunc("GET /v1/networks", func(w http.ResponseWriter, _ *http.Request) { list(w, f.networks) })
 	m.HandleFunc("POST /v1/networks", func(w http.ResponseWriter, r *http.Request) { post(f, w, r, &f.networks) })
 	m.HandleFunc("GET /v1/volumes", func(w http.ResponseWriter, _ *http.Request) { list(w, f.volumes) })

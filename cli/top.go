@@ -193,7 +193,7 @@ func (s *topScreen) lines() []string {
 	}
 	var b strings.Builder
 	p := output.Printer{W: &b, Width: s.width, Color: s.color}
-	if err := output.List(&p, output.Table, usageListing, list); err != nil {
+	if err := output.List(&p, output.Table, usageFor(s.width), list); err != nil {
 		return []string{err.Error()}
 	}
 	lines := []string{p.Paint(output.Shorten(output.Clean(head), s.width), output.Strong), p.Paint(output.Shorten(output.Clean(keys), s.width), output.Dim), ""}

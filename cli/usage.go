@@ -105,6 +105,15 @@ var usageListing = output.Listing[usage]{
 	},
 }
 
+// usageFor is the listing without the columns that a narrow screen has no
+// room for.
+func usageFor(width int) output.Listing[usage] {
+	l := usageListing
+	least := map[string]int{"STALL": 76, "READ/s": 66, "WRITE/s": 66, "IN/s": 52, "OUT/s": 52}
+	l.Columns = slices.DeleteFunc(slices.Clone(l.Columns), func(c output.Column[usage]) bool { return width < least[c.Head] })
+	return l
+}
+
 func heat(f, hot float64) output.Style {
 	switch {
 	case f >= hot:

@@ -67,7 +67,10 @@ func (a *app) hasCheck(ctx context.Context, in *api.Instance) (bool, error) {
 	check := in.Spec.Health
 	if check == nil {
 		img, err := a.daemon.Image(ctx, cmp.Or(in.Status.Digest, in.Spec.Image))
-		if err != nil {
+		switch {
+		case api.IsCode(err, api.CodeNotFound):
+			return false, nil // deleted since
+		case err != nil:
 			return false, err
 		}
 		check = img.Config.Health
