@@ -79,7 +79,7 @@ type Namespace struct {
 // New starts a namespace whose loopback is up. It ends with the test.
 func New(t testing.TB) *Namespace {
 	t.Helper()
-	cmd := exec.Command("sleep", "infinity")
+	cmd := exec.Command("sleep", "600") // should the test be killed
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start a namespace: %v", err)
