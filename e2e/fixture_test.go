@@ -53,7 +53,15 @@ func newHost(t *testing.T, args ...string) *host {
 	before := inventory(t, dir)
 	t.Cleanup(func() {
 		h.down()
-		if left := lost(before, inventory(t, dir)); len(left) > 0 {
+		left := lost(before, inventory(t, dir))
+		for range 50 { // the last processes are ending, the kernel frees loop devices lazily
+			if len(left) == 0 {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+			left = lost(before, inventory(t, dir))
+		}
+		if len(left) > 0 {
 			t.Errorf("left on the host:\n  %s", strings.Join(left, "\n  "))
 		}
 		if t.Failed() {
