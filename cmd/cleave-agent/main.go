@@ -1,60 +1,71 @@
 // Command cleave-agent is the first process of a guest: it builds the guest's
-// wall from inside (package setup) and then is its PID 1, or makes way for
-// the guest's own init and goes on beside it. It is started by the keeper,
+// wall from inside (package setup), and is executed again behind it as the
+// guest's PID 1, or beside the guest's own init. It is started by the keeper,
 // with a listening unix socket as descriptor 3.
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 
 	"github.com/cleave-project/cleave/agent/guest"
 	"github.com/cleave-project/cleave/engine/container/setup"
 )
 
-// serve is the argument of the agent beside a guest's own init.
-const serve = "serve"
+// listener is the descriptor of the guest's socket.
+const listener = 3
 
 func main() {
-	code, err := run()
+	code, err := run(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cleave-agent:", err)
 	}
 	os.Exit(code)
 }
 
-func run() (int, error) {
-	l, err := listener()
-	if err != nil {
-		return 1, err
-	}
-	if len(os.Args) > 1 && os.Args[1] == serve {
+func run(args []string) (int, error) {
+	switch {
+	case len(args) == 0:
+		runtime.LockOSThread()
+		return 1, setup.Run(listener)
+	case len(args) == 1 && args[0] == setup.ArgServe:
+		l, err := listen()
+		if err != nil {
+			return 1, err
+		}
 		return 1, guest.Serve(l)
+	case len(args) == 2 && args[0] == setup.ArgResume:
+		return initialize(args[1])
 	}
-	e, err := setup.Run(l)
-	if err != nil {
-		return 1, err
-	}
-	if e.System {
-		return 1, e.ExecInit([]string{os.Args[0], serve}, l)
-	}
-	return guest.Init(guest.Process(e.Process), l, e.Report), nil
+	return 2, fmt.Errorf("arguments %q are not known: this program is for cleaved to start", args)
 }
 
-// listener takes over descriptor 3.
-func listener() (*net.UnixListener, error) {
-	f := os.NewFile(3, "listener")
+// initialize is PID 1 of an application guest.
+func initialize(conn string) (int, error) {
+	e, done, err := setup.Resume(conn)
+	if err != nil {
+		return 1, err
+	}
+	l, err := listen()
+	if err != nil {
+		done(err)
+		return 1, err
+	}
+	return guest.Init(guest.Process(e.Process), l, done), nil
+}
+
+// listen takes over the guest's socket.
+func listen() (net.Listener, error) {
+	// Executed by descriptor, the program would have a number for a name in
+	// lists of processes.
+	os.WriteFile("/proc/self/comm", []byte("cleave-agent"), 0)
+	f := os.NewFile(listener, "listener")
 	defer f.Close()
 	l, err := net.FileListener(f)
 	if err != nil {
-		return nil, fmt.Errorf("descriptor 3 is no listening socket: %w", err)
+		return nil, fmt.Errorf("descriptor %d is no listening socket: %w", listener, err)
 	}
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		return nil, errors.New("descriptor 3 is no unix socket")
-	}
-	u.SetUnlinkOnClose(false)
-	return u, nil
+	return l, nil
 }

@@ -120,7 +120,7 @@ func (l *launch) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := setup.Go(l.conn); err != nil {
+	if err := setup.Go(l.conn, l.entry()); err != nil {
 		return l.died(err)
 	}
 	err := l.await(ctx)
@@ -380,17 +380,15 @@ func (l *launch) close() {
 
 // message is what setup is told.
 func (l *launch) message() *setup.Spec {
-	s, caps := l.spec, capMask(l.caps)
+	s := l.spec
+	withheld, surplus := l.withheld()
 	m := &setup.Spec{
 		Hostname: s.Hostname, System: s.System,
-		Process: setup.Process{
-			Args: s.Proc.Args, Env: s.Proc.Env, User: s.Proc.User, WorkDir: s.Proc.WorkDir, TTY: s.Proc.TTY,
-		},
 		ReadOnlyRoot: s.Root.ReadOnly || s.Security.ReadOnlyRoot,
-		Files:        l.files, Console: s.Proc.TTY, ShmSize: int64(s.ShmSize),
+		Files:        l.files, Terminal: s.Proc.TTY, ShmSize: int64(s.ShmSize),
 		Sysctls: sysctls(s.Sysctls), Limits: l.rlimits,
-		Capabilities: caps, Agent: caps | capMask(agentCaps),
-		NoNewPrivs: s.Security.NoNewPrivileges, Seccomp: l.filter,
+		Capabilities: capMask(l.caps) | withheld | surplus,
+		NoNewPrivs:   s.Security.NoNewPrivileges, Seccomp: l.filter,
 	}
 	if m.ShmSize == 0 {
 		m.ShmSize = int64(64 * api.MiB)
@@ -408,6 +406,27 @@ func (l *launch) message() *setup.Spec {
 		m.NICs = append(m.NICs, nic(n))
 	}
 	return m
+}
+
+// entry is what setup executes.
+func (l *launch) entry() *setup.Entry {
+	p := l.spec.Proc
+	e := &setup.Entry{
+		Process: setup.Process{Args: p.Args, Env: p.Env, User: p.User, WorkDir: p.WorkDir, TTY: p.TTY},
+		System:  l.spec.System,
+	}
+	e.Withheld, e.Surplus = l.withheld()
+	return e
+}
+
+// withheld are the capabilities that only our PID 1 has, and what it takes to
+// keep them from others.
+func (l *launch) withheld() (mask, surplus uint64) {
+	caps := capMask(l.caps)
+	if mask = capMask(agentCaps) &^ caps; l.spec.System || mask == 0 {
+		return 0, 0
+	}
+	return mask, 1 << unix.CAP_SETPCAP &^ caps
 }
 
 func isDir(f *os.File) bool {

@@ -11,14 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// network waits for the host's word that the interfaces are there, and brings
-// them up. These few rtnetlink(7) messages are written by hand because a
+// network brings the interfaces up. These few rtnetlink(7) messages are written by hand because a
 // netlink library costs every guest some 100 KiB.
-func (b *builder) network(host io.Reader) error {
-	var word [1]byte
-	if _, err := io.ReadFull(host, word[:]); err != nil || word[0] != goByte {
-		return fmt.Errorf("wait for the network: %w", errors.Join(err, io.ErrUnexpectedEOF))
-	}
+func (b *builder) network() error {
 	var r requests
 	r.up("lo", 0)
 	for _, n := range b.spec.NICs {

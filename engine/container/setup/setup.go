@@ -2,7 +2,6 @@ package setup
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -15,13 +14,6 @@ import (
 	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
 )
 
-// Entry is a finished wall with nothing running in it yet.
-type Entry struct {
-	Process
-	System bool
-	conn   *net.UnixConn
-}
-
 // builder holds what is open while the wall is being built.
 type builder struct {
 	spec    *Spec
@@ -32,36 +24,60 @@ type builder struct {
 	proc    *os.File // a procfs of the guest's namespaces, root directory
 }
 
-// Run accepts the host's connection on l and builds the wall. Afterwards the
-// process has the guest's rights, and nothing of the host is in its reach.
-// The caller starts the entry point and calls Report. When Run fails it has
-// reported so itself.
-func Run(l *net.UnixListener) (*Entry, error) {
-	conn, err := l.AcceptUnix()
+// Run accepts the host's connection on the socket with descriptor listener,
+// builds the wall, and executes the guest's init, or this program with the
+// arguments that Resume takes. It returns only with an error, which the host
+// has been told of. The caller holds its thread (runtime.LockOSThread).
+func Run(listener int) error {
+	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("wait for the host: %w", err)
+		return fmt.Errorf("wait for the host: %w", err)
 	}
-	e := &Entry{conn: conn}
-	if err := e.run(); err != nil {
-		e.Report(err)
-		return nil, err
-	}
-	return e, nil
-}
-
-func (e *Entry) run() error {
-	spec, mounts, err := receive(e.conn)
+	conn, err := connection(fd)
 	if err != nil {
 		return err
 	}
-	e.Process, e.System = spec.Process, spec.System
+	err = run(conn, listener)
+	report(conn, err)
+	return err
+}
+
+// connection takes a connected socket's descriptor over.
+func connection(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "host")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("descriptor %d is no unix socket", fd)
+	}
+	return u, nil
+}
+
+func run(conn *net.UnixConn, listener int) error {
+	spec, mounts, err := receive(conn)
+	if err != nil {
+		return err
+	}
 	defer closeAll(mounts)
 	b := &builder{spec: spec, root: mounts[0], kit: mounts[1], volumes: mounts[2:]}
-	if spec.Console {
+	if spec.Terminal {
 		last := len(b.volumes) - 1
 		b.console, b.volumes = b.volumes[last], b.volumes[:last]
 	}
-	if err := b.build(e.conn); err != nil {
+	if err := b.buildRoot(); err != nil {
+		return err
+	}
+	// The message that the network is there is for the program that is
+	// executed next; that it has come is what counts here.
+	if err := waitReadable(conn); err != nil {
+		return fmt.Errorf("wait for the network: %w", err)
+	}
+	if err := b.finish(); err != nil {
 		return err
 	}
 	closeAll(mounts)
@@ -69,15 +85,17 @@ func (e *Entry) run() error {
 		return err
 	}
 	b.proc.Close()
-	return b.dropPrivileges()
+	if err := b.dropPrivileges(); err != nil {
+		return err
+	}
+	return next(conn, listener, spec.System)
 }
 
-// build does everything that needs privileges in the guest's namespaces. The
-// order matters: procfs and sysfs can be mounted only while the host's are
-// still in the mount namespace, and volumes come after all that is ours, so
-// that nothing of ours is resolved through them. Parts of procfs are covered
-// when the last setting has been written.
-func (b *builder) build(host io.Reader) error {
+// buildRoot does what needs no network. The order matters: procfs and sysfs
+// can be mounted only while the host's are still in the mount namespace, and
+// volumes come after all that is ours, so that nothing of ours is resolved
+// through them.
+func (b *builder) buildRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("cut the mount namespace off: %w", err)
 	}
@@ -86,11 +104,17 @@ func (b *builder) build(host io.Reader) error {
 	if err != nil {
 		return err
 	}
-	for _, step := range []func() error{
-		b.attachRoot, b.mountProc, b.mountSys, b.mountDev, b.mountFiles, b.mountVolumes, b.name, b.releaseTerminal,
-		func() error { return b.network(host) }, b.limit,
-		b.coverProc, b.sealRoot, b.enterRoot,
-	} {
+	return inOrder(b.attachRoot, b.mountProc, b.mountSys, b.mountDev, b.mountFiles, b.mountVolumes, b.name, b.releaseTerminal)
+}
+
+// finish does the rest. Parts of procfs are covered when the last setting
+// has been written.
+func (b *builder) finish() error {
+	return inOrder(b.network, b.limit, b.coverProc, b.sealRoot, b.enterRoot)
+}
+
+func inOrder(steps ...func() error) error {
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}
@@ -238,7 +262,7 @@ func (b *builder) name() error {
 // the entry point's session, or a getty, can take it. The kernel sends the
 // leaving leader SIGHUP (tty_ioctl(4), TIOCNOTTY), which must not end it.
 func (b *builder) releaseTerminal() error {
-	if !b.spec.Process.TTY {
+	if !b.spec.Terminal {
 		return nil
 	}
 	signal.Ignore(unix.SIGHUP)
@@ -307,12 +331,4 @@ func (b *builder) checkDescriptors() error {
 		}
 	}
 	return nil
-}
-
-// Report tells the host that the entry point was executed, or why not, and
-// ends the connection.
-func (e *Entry) Report(err error) {
-	r := Report{Started: err == nil, Error: api.AsError(err)}
-	r.send(e.conn) // a host that is gone needs no answer
-	e.conn.Close()
 }

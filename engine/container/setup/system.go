@@ -3,9 +3,12 @@ package setup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -14,58 +17,120 @@ import (
 	"github.com/cleave-project/cleave/api"
 )
 
-// ExecInit becomes the guest's own init. Before, it starts companion as a
-// child, with the listener as descriptor 3: the agent, which the init adopts
-// with all else. ExecInit returns only with an error, and has reported it.
-//
-// The host takes the end of the connection, which executing brings, for
-// success.
-func (e *Entry) ExecInit(companion []string, l *net.UnixListener) error {
-	err := e.execInit(companion, l)
-	e.Report(err)
-	return err
+// Arguments of this program behind the wall.
+const (
+	// ArgResume is followed by the descriptor of the host's connection. The
+	// listening socket is where Run had it.
+	ArgResume = "entry"
+	// ArgServe is an agent beside a guest's own init.
+	ArgServe = "serve"
+)
+
+// next executes what comes after the wall.
+func next(conn *net.UnixConn, listener int, system bool) error {
+	if system {
+		return execInit(conn, listener)
+	}
+	f, err := conn.File()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD, 0) // to be inherited
+	if err != nil {
+		return err
+	}
+	err = syscall.Exec(ownProgram, []string{os.Args[0], ArgResume, strconv.Itoa(fd)}, os.Environ())
+	return fmt.Errorf("execute the agent behind the wall: %w", err)
 }
 
-func (e *Entry) execInit(companion []string, l *net.UnixListener) error {
+// ownProgram is procfs's link to this program's file. /proc is the procfs
+// that setup mounted: nothing of the image has run that could have covered
+// it.
+const ownProgram = "/proc/self/exe"
+
+// Resume reads what to execute. The caller executes it and calls done once,
+// with nil or why it can't be executed. fd is what followed ArgResume.
+func Resume(fd string) (e *Entry, done func(error), err error) {
+	n, err := strconv.Atoi(fd)
+	if err != nil {
+		return nil, nil, fmt.Errorf("descriptor %q is not a number", fd)
+	}
+	conn, err := connection(n)
+	if err != nil {
+		return nil, nil, err
+	}
+	e = &Entry{}
+	if _, err = decode(conn, e); err == nil {
+		err = withhold(e.Withheld, e.Surplus)
+	}
+	if err != nil {
+		report(conn, err)
+		return nil, nil, err
+	}
+	return e, func(err error) { report(conn, err) }, nil
+}
+
+// waitReadable waits until there is something to read.
+func waitReadable(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peek error
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN || err == unix.EINTR {
+			return false
+		}
+		if peek = err; err == nil && n == 0 {
+			peek = io.ErrUnexpectedEOF
+		}
+		return true
+	})
+	return errors.Join(err, peek)
+}
+
+// execInit becomes the guest's own init. Before, it starts the agent as a
+// child, which the init adopts with all else. The host takes the end of the
+// connection, which executing brings, for success.
+func execInit(conn *net.UnixConn, listener int) error {
+	e := &Entry{}
+	if _, err := decode(conn, e); err != nil {
+		return err
+	}
 	env := append([]string{"container=cleave"}, e.Env...)
 	file, err := findProgram(e.Args[0], env)
 	if err != nil {
 		return err
 	}
-	if err := startCompanion(companion, l); err != nil {
+	if err := startCompanion(listener); err != nil {
 		return fmt.Errorf("start the agent beside %s: %w", e.Args[0], err)
 	}
-	if err := (Report{Started: true}).send(e.conn); err != nil {
+	unix.CloseOnExec(listener)
+	if err := (Report{Started: true}).send(conn); err != nil {
 		return err
 	}
 	err = syscall.Exec(file, e.Args, env)
+	runtime.KeepAlive(conn)
 	return api.Errorf(api.CodeInvalid, "execute %s as the guest's init: %w", file, err)
 }
 
-// startCompanion executes this program again. Its path is procfs's own link:
-// /proc is the procfs that setup mounted, and nothing of the image has run
-// that could have covered it.
-func startCompanion(args []string, l *net.UnixListener) error {
-	lf, err := l.File()
-	if err != nil {
-		return err
-	}
-	defer lf.Close()
+// startCompanion starts this program once more, with the listening socket as
+// descriptor 3. It is forked from this thread and so has its rights.
+func startCompanion(listener int) error {
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	p, err := os.StartProcess("/proc/self/exe", args, &os.ProcAttr{
+	_, err = syscall.ForkExec(ownProgram, []string{os.Args[0], ArgServe}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   append(os.Environ(), "PATH="+defaultPath, "HOME=/root", "container=cleave"),
-		Files: []*os.File{null, null, null, lf},
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(listener)},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
-	if err != nil {
-		return err
-	}
-	return p.Release()
+	return err
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
