@@ -100,7 +100,10 @@ func (c *Controller) DeleteImage(ctx context.Context, ref string, force bool) er
 		c.emit("image.untagged", &api.Meta{Name: ref, ID: img.Digest}, "kept for "+fmtList(users), nil)
 		return nil
 	}
-	if err := c.images.Delete(ctx, ref, keys(used)); err != nil {
+	if err := c.images.Delete(ctx, ref, keys(used)); api.IsCode(err, api.CodeInUse) {
+		return api.Errorf(api.CodeInUse, "image %s is used by %s", ref, fmtList(used[img.Digest])).
+			WithHint("delete those instances first; --force takes the image's names and keeps it for them")
+	} else if err != nil {
 		return err
 	}
 	if _, err := c.images.Get(ctx, img.Digest); err != nil {
