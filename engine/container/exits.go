@@ -153,11 +153,17 @@ func (e *Engine) pump() {
 }
 
 // status is how a guest ended. The agent passes a signal on as 128 plus its
-// number, so that running out of memory shows as 137 with a kill on record.
+// number, so that running out of memory shows as 137 with a kill on record. An
+// init that powers its system off is ended by the kernel with SIGINT
+// (reboot(2), "Behavior inside PID namespaces"); with SIGHUP it has asked for
+// a reboot, which is left as it is.
 func (e *Engine) status(g keeper.Guest) api.ExitStatus {
 	s := g.Exit()
 	if s.Code == 137 && e.cgroups.Group(g.ID).OOMKills() > 0 {
 		s.OOMKilled = true
+	}
+	if r, err := e.readRecord(g.ID); err == nil && r.System && s.Signal == "SIGINT" {
+		s.Code, s.Signal = 0, ""
 	}
 	return s
 }
