@@ -13,6 +13,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func TestMain(m *testing.M) {
+	time.Local = time.UTC // times for people are local ones
+	os.Exit(m.Run())
+}
+
 // golden compares with a file in testdata; UPDATE=1 writes it.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
@@ -71,7 +76,6 @@ func TestListIsGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if strings.HasPrefix(name, "show") {
 				f.instances = guests()
-				time.Local = time.UTC
 			}
 			status, out, errs := f.cleave("", args...)
 			if status != 0 || errs != "" {
@@ -346,7 +350,6 @@ func TestApplyTwiceChangesNothing(t *testing.T) {
 
 func TestEventsAndLogs(t *testing.T) {
 	f := newFake(t)
-	time.Local = time.UTC
 	f.events = []api.Event{
 		{ID: 1, Time: epoch, Type: "instance.started", Project: "default", Name: "web"},
 		{ID: 2, Time: epoch.Add(time.Second), Type: "instance.stopped", Project: "default", Name: "db", Message: "exit status 3\x1b[1m"},

@@ -203,19 +203,13 @@ func (c *copying) put(ctx context.Context, dir string, write func(io.Writer) ([]
 		packed <- err
 	}()
 	err = c.app.daemon.Put(ctx, c.to.guest, dir, c.count(pr))
-	pr.CloseWithError(errors.New("the guest takes no more"))
+	pr.CloseWithError(io.ErrClosedPipe)
 	// What can't be read here explains a broken upload better than the
-	// upload does; the pipe's own error explains nothing.
-	if packErr := <-packed; packErr != nil && (err == nil || !api.IsCode(err, api.AsError(err).Code) || isLocal(packErr)) {
+	// upload does; a pipe that was closed explains nothing.
+	if packErr := <-packed; packErr != nil && !errors.Is(packErr, io.ErrClosedPipe) {
 		err = packErr
 	}
 	return left, err
-}
-
-// isLocal tells an error about a local file.
-func isLocal(err error) bool {
-	var p *fs.PathError
-	return errors.As(err, &p)
 }
 
 // target finds where in the guest the archive is extracted, and what the
