@@ -296,23 +296,6 @@ func TestKeeperAndHolderEndWhenNobodyCanReachThem(t *testing.T) {
 	waitEnd(t, holder)
 }
 
-func openPID(t *testing.T, pid int) int {
-	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	return fd
-}
-
-func waitEnd(t *testing.T, pidfd int) {
-	t.Helper()
-	if unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); alive(pidfd) {
-		t.Error("a process did not end")
-	}
-}
-
 func waitLog(t *testing.T, k *testKeeper, text string) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)

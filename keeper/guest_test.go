@@ -113,6 +113,10 @@ func look() {
 	}
 	fmt.Println("cwd", func() string { d, _ := os.Getwd(); return d }())
 	fmt.Printf("umask %03o\n", unix.Umask(0))
+	// The Go runtime raises its own and gives children what it has found.
+	sh := exec.Command("/bin/sh", "-c", "echo soft limit of open files $(ulimit -n)")
+	sh.Stdout, sh.Stderr = os.Stdout, os.Stdout
+	sh.Run()
 }
 
 // reopen has its terminal hung up, and goes on with a new descriptor.

@@ -47,8 +47,11 @@ type heldEntry struct {
 // inherited as descriptor 3.
 func holderMain() error {
 	debug.SetGCPercent(50)
-	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP) // which don't concern it
-	os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)                    // inherited, unless someone has changed it
+	// It ends with its work and not by a signal.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	if err := os.WriteFile("/proc/self/comm", []byte("cleave-holder"), 0); err != nil {
+		return err
+	}
 	f := os.NewFile(3, "listener")
 	l, err := net.FileListener(f)
 	f.Close()

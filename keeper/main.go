@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ import (
 const (
 	envRole  = "CLEAVE_KEEPER_ROLE"     // holder, or nothing
 	envReady = "CLEAVE_KEEPER_READY_FD" // gets "ok" once clients may connect, or the reason why not
+	envFiles = "CLEAVE_KEEPER_FILES"    // set once the limit of open files is
 
 	roleHolder = "holder"
 	readyOK    = "ok"
@@ -42,6 +44,9 @@ func holdPath(socket string) string { return strings.TrimSuffix(socket, ".sock")
 func Main(socket string) error {
 	if os.Getenv(envRole) == roleHolder {
 		return holderMain()
+	}
+	if err := limitFiles(); err != nil {
+		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("pid", os.Getpid())
 	ready := readyFile()
@@ -128,12 +133,39 @@ func settleIn(log *slog.Logger) error {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
 		log.Warn("the keeper is not protected from the OOM killer", "error", err)
 	}
-	// Each guest takes up to five descriptors.
-	want := unix.Rlimit{Cur: hardFiles, Max: hardFiles}
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &want, nil); err != nil {
-		log.Warn("the limit of open files stays as it is", "error", err)
-	}
 	return nil
+}
+
+// Limits of open files that a guest starts with: what systemd gives to
+// services. The hard one is as high as the kernel's default lets it be, since
+// a guest can't raise it, and each guest takes up to five descriptors of the
+// keeper.
+const (
+	softFiles = 1024
+	hardFiles = 1 << 20
+)
+
+// limitFiles sets the limits that guests start with, and executes the program
+// anew: only the limits that it has from its start are what package syscall
+// gives to children, while it raises the soft one for itself.
+func limitFiles() error {
+	if os.Getenv(envFiles) != "" {
+		os.Unsetenv(envFiles)
+		// The name that the execution through /proc has given.
+		return os.WriteFile("/proc/self/comm", []byte("cleave-keeper"), 0)
+	}
+	var own syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &own); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: softFiles, Max: hardFiles})
+	if errors.Is(err, fs.ErrPermission) { // to raise it needs CAP_SYS_RESOURCE
+		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: min(softFiles, own.Max), Max: own.Max})
+	}
+	if err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), envFiles+"=set"))
 }
 
 // claim makes this process the keeper of a socket: by a lock that lasts as

@@ -28,10 +28,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		os.Exit(0)
+		syscall.Exit(0) // os.Exit takes a second under the race detector
 	case "cleave-keeper-holder":
 		Main("")
-		os.Exit(0)
+		syscall.Exit(0)
 	case "guest":
 		os.Exit(guestMain(os.Args[1], os.Args[2:]))
 	}
@@ -128,11 +128,18 @@ func (k *testKeeper) remove() {
 			k.t.Errorf("forget: %v", err)
 		}
 	}
+	processes := []int{openPID(k.t, k.pid()), openPID(k.t, k.holderPID())}
 	if err := k.Stop(ctx); err != nil {
 		k.t.Errorf("stop: %v", err)
 	}
+	for _, fd := range processes {
+		waitEnd(k.t, fd)
+	}
+	text, _ := os.ReadFile(logPath(k.socket))
+	if strings.Contains(string(text), "DATA RACE") {
+		k.t.Error("the race detector has found something in the keeper")
+	}
 	if k.t.Failed() {
-		text, _ := os.ReadFile(logPath(k.socket))
 		k.t.Logf("keeper's log:\n%s", text)
 	}
 }
@@ -156,27 +163,23 @@ func (k *testKeeper) pid() int {
 	return pid
 }
 
-// holderPID finds the holder by its socket's peer.
+// holderPID finds the holder by the keeper's log, which it has open too.
 func (k *testKeeper) holderPID() int {
 	k.t.Helper()
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", k.pid(), k.pid()))
+	logs, err := filepath.Glob("/proc/[0-9]*/fd/2")
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	all := strings.Fields(string(children))
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", k.pid()))
-	for _, path := range tasks {
-		text, _ := os.ReadFile(path)
-		all = append(all, strings.Fields(string(text))...)
-	}
-	for _, pid := range all {
-		cmd, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-		if strings.HasPrefix(string(cmd), "cleave-keeper-holder") {
-			n, _ := strconv.Atoi(pid)
-			return n
+	for _, link := range logs {
+		proc := filepath.Dir(filepath.Dir(link))
+		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
+		if target, err := os.Readlink(link); err == nil && target == logPath(k.socket) && string(comm) == "cleave-holder\n" {
+			pid, _ := strconv.Atoi(filepath.Base(proc))
+			return pid
 		}
 	}
-	k.t.Fatal("the keeper has no holder")
+	text, _ := os.ReadFile(logPath(k.socket))
+	k.t.Fatalf("the keeper has no holder:\n%s", text)
 	return 0
 }
 
@@ -190,7 +193,32 @@ func killPID(t testing.TB, pid int) {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+	waitEnd(t, fd)
+}
+
+// openPID opens a process to wait for its end. The test binary ends soon
+// enough to leave the descriptor to it.
+func openPID(t testing.TB, pid int) int {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+func waitEnd(t testing.TB, pidfd int) {
+	t.Helper()
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if alive(pidfd) {
+			t.Error("a process did not end")
+		}
+		return
+	}
 }
 
 // sealedExe is the test binary as the daemon would pass the agent's.

@@ -25,8 +25,7 @@ type launch struct {
 }
 
 // clone makes the process. On return it has been executed, and is in its
-// cgroups; its OOM score and limit of open files are those of an ordinary
-// process again.
+// cgroups; its OOM score is that of an ordinary process again.
 func (l *launch) clone() (pid, pidfd int, err error) {
 	if l.request.Clone&^cloneFlags != 0 {
 		return 0, -1, api.Errorf(api.CodeInvalid, "clone flags %#x are not all CLONE_NEW* flags", l.request.Clone)
@@ -148,30 +147,13 @@ func onOwnThread(f func()) {
 	<-done
 }
 
-// Limits of open files that a guest starts with: what systemd gives to
-// services. The hard one is as high as the kernel's default lets it be, since
-// a guest can't raise it.
-const (
-	softFiles = 1024
-	hardFiles = 1 << 20
-)
-
 // makeOrdinary takes away what the keeper has arranged for itself.
 func makeOrdinary(pid int) error {
-	// Raising it is always permitted. Where that would be lowering, and is
+	// Raising the score is always permitted. Where that would be lowering, and is
 	// not permitted, the keeper has nothing arranged that could be inherited.
 	err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("0"), 0)
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
-	}
-	var own unix.Rlimit
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &own); err != nil {
-		return fmt.Errorf("limit of open files: %w", err)
-	}
-	hard := min(own.Max, hardFiles)
-	guest := unix.Rlimit{Cur: min(hard, softFiles), Max: hard}
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &guest, nil); err != nil {
-		return fmt.Errorf("limit of open files: %w", err)
 	}
 	return nil
 }

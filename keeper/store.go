@@ -122,6 +122,12 @@ func (st *store) watch(c *conn) {
 		return
 	}
 	st.mu.Lock()
+	select {
+	case <-st.closing:
+		st.mu.Unlock()
+		return
+	default:
+	}
 	c.Close()
 	st.conn = nil
 	err := st.replace()
@@ -170,8 +176,8 @@ func (st *store) send(m holderMessage, fds ...int) {
 
 // close leaves the holder, which ends if nothing is left to hold.
 func (st *store) close() {
-	close(st.closing)
 	st.mu.Lock()
+	close(st.closing)
 	if st.conn != nil {
 		st.conn.Close()
 		os.Remove(st.path)

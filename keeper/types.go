@@ -25,8 +25,9 @@ type StartRequest struct {
 	UIDMap, GIDMap []IDMap
 	// Cgroup is a cgroup v2 directory that the child is born in, or nil.
 	Cgroup *os.File
-	// CgroupProcs are cgroup v1 cgroup.procs files; the child is in all of
-	// them before it executes anything.
+	// CgroupProcs are cgroup v1 cgroup.procs files; the child is born in all
+	// of them. The keeper's cloning thread passes through, so they must not
+	// be frozen, and a tight CPU quota is better set after Start.
 	CgroupProcs []string
 
 	// Terminal gives the child a terminal as standard streams, its

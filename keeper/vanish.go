@@ -1,6 +1,8 @@
 package keeper
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +33,8 @@ func whenGone(path string, gone func()) (*os.File, error) {
 			if _, err := events.Read(buf); err != nil {
 				return
 			}
-			if is, err := os.Lstat(path); err != nil || !os.SameFile(was, is) {
+			is, err := os.Lstat(path)
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(was, is) {
 				gone()
 				return
 			}
