@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,12 @@ type host struct {
 // newHost starts a daemon, and takes it down after the test.
 func newHost(t *testing.T, args ...string) *host {
 	t.Helper()
+	return newHostAt(t, "", args...)
+}
+
+// newHostAt starts a daemon with its data in a given directory.
+func newHostAt(t *testing.T, data string, args ...string) *host {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts, namespaces and cgroups are real")
 	}
@@ -49,7 +56,7 @@ func newHost(t *testing.T, args ...string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, bin: bin, data: filepath.Join(dir, "data"), run: filepath.Join(dir, "run"), args: args}
+	h := &host{t: t, bin: bin, data: cmp.Or(data, filepath.Join(dir, "data")), run: filepath.Join(dir, "run"), args: args}
 	before := inventory(t, dir)
 	t.Cleanup(func() {
 		h.down()
