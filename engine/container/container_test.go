@@ -109,13 +109,18 @@ func newEngine(t testing.TB) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var e *Engine
 	t.Cleanup(func() {
+		if e != nil {
+			k, _ = e.client() // a test may have replaced it
+		}
 		if err := k.Stop(context.Background()); err != nil {
 			t.Error(err)
 		}
+		k.Close()
 	})
 	sum := sha256.Sum256([]byte(dir))
-	e, err := New(Options{
+	e, err = New(Options{
 		Run: filepath.Join(dir, "run"), LogDir: func(id string) string { return filepath.Join(dir, "log", id) },
 		Scope: "t" + hex.EncodeToString(sum[:4]), Keeper: k, AgentBinary: shared.agent,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),

@@ -67,7 +67,7 @@ func (im *images) mount(id string, spec engine.Image) (*os.File, error) {
 
 func (im *images) openImage(path string) (*image, error) {
 	if im.feature.fileEROFS && im.feature.cloneDetached {
-		m, err := mountfd.New("erofs").String("source", path).Mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV)
+		m, err := mountfd.New("erofs").String("source", path).Flag("ro").Mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV)
 		switch {
 		case err == nil:
 			return &image{mount: m}, nil
@@ -100,7 +100,7 @@ func (i *image) clone() (*os.File, error) {
 	if i.mount != nil {
 		return mountfd.Clone(i.mount, "", false)
 	}
-	m, err := mountfd.New("erofs").String("source", i.loop.Name()).Mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV)
+	m, err := mountfd.New("erofs").String("source", i.loop.Name()).Flag("ro").Mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV)
 	if err != nil {
 		return nil, imageError(i.loop.Name(), err)
 	}

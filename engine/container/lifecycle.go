@@ -53,19 +53,21 @@ func parseSignal(s string) (syscall.Signal, error) {
 	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
 		return syscall.Signal(n), nil
 	}
-	base, sign := 0, 1
-	switch {
-	case strings.HasPrefix(name, "RTMIN"):
-		name, base = strings.TrimPrefix(strings.TrimPrefix(name, "RTMIN"), "+"), 34
-	case strings.HasPrefix(name, "RTMAX"):
-		name, base, sign = strings.TrimPrefix(strings.TrimPrefix(name, "RTMAX"), "-"), 64, -1
-	}
-	if base > 0 {
-		n, err := strconv.Atoi(name)
-		if sig := base + sign*n; (err == nil || name == "") && n >= 0 && sig >= 34 && sig <= 64 {
-			return syscall.Signal(sig), nil
+	for _, r := range []struct {
+		name, op string
+		base     int
+		sign     int
+	}{{"RTMIN", "+", 34, 1}, {"RTMAX", "-", 64, -1}} {
+		if name == r.name {
+			return syscall.Signal(r.base), nil
 		}
-	} else if n := unix.SignalNum("SIG" + name); n > 0 {
+		if off, ok := strings.CutPrefix(name, r.name+r.op); ok {
+			if n, err := strconv.ParseUint(off, 10, 5); err == nil && n <= 64-34 {
+				return syscall.Signal(r.base + r.sign*int(n)), nil
+			}
+		}
+	}
+	if n := unix.SignalNum("SIG" + name); n > 0 {
 		return n, nil
 	}
 	return 0, api.Errorf(api.CodeInvalid, "%q is no signal", s).WithHint("write a name like SIGTERM or SIGRTMIN+3, or a number")

@@ -73,18 +73,34 @@ func (e *Engine) records() (map[string]*record, error) {
 
 // alive tells whether the recorded process still runs.
 func (r *record) alive() bool {
-	now, err := startTime(r.PID)
-	return err == nil && now == r.StartTime
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(r.PID) + "/stat")
+	if err != nil {
+		return false
+	}
+	state, started, err := parseStat(string(b))
+	return err == nil && started == r.StartTime && state != 'Z' && state != 'X'
 }
 
-// parseStartTime reads field 22 of a stat line. The second field is the
-// command in parentheses, and may hold any byte but has no later ")".
-func parseStartTime(stat string) (uint64, error) {
-	_, rest, ok := strings.Cut(stat, "(")
-	if i := strings.LastIndexByte(rest, ')'); ok && i >= 0 {
-		if f := strings.Fields(rest[i+1:]); len(f) > 19 {
-			return strconv.ParseUint(f[19], 10, 64)
+// startTime is a process's start in ticks since boot: with the PID it names a
+// process for good.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	_, started, err := parseStat(string(b))
+	return started, err
+}
+
+// parseStat reads fields 3 and 22 of a stat line (proc_pid_stat(5)): state
+// and start time. The second field is the command in parentheses, and may
+// hold any byte; no later field has a parenthesis.
+func parseStat(stat string) (state byte, started uint64, err error) {
+	if i := strings.LastIndexByte(stat, ')'); i >= 0 {
+		if f := strings.Fields(stat[i+1:]); len(f) > 19 {
+			started, err = strconv.ParseUint(f[19], 10, 64)
+			return f[0][0], started, err
 		}
 	}
-	return 0, fmt.Errorf("process status %q has no start time", stat)
+	return 0, 0, fmt.Errorf("process status %q has no start time", stat)
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -449,14 +448,4 @@ func nic(n engine.NIC) setup.NIC {
 		out.Gateways = append(out.Gateways, n.Gateway6)
 	}
 	return out
-}
-
-// startTime is field 22 of /proc/PID/stat: with the PID it names a process
-// for good.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	return parseStartTime(string(b))
 }
