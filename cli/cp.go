@@ -113,6 +113,7 @@ type copying struct {
 	rep      *progress.Reporter
 	from, to place
 	owner    bool
+	size     int64 // of what is copied; 0 while unknown
 }
 
 func (c *copying) run(ctx context.Context) (left []string, err error) {
@@ -143,7 +144,7 @@ func (c *copying) run(ctx context.Context) (left []string, err error) {
 
 // count shows the progress of what is read.
 func (c *copying) count(r io.Reader) io.Reader {
-	return c.rep.Reader(r, "copy", progress.State{Title: "copy " + c.from.String()})
+	return c.rep.Reader(r, "copy", progress.State{Title: "copy " + c.from.String(), Total: c.size})
 }
 
 // in copies from here into a guest.
@@ -159,6 +160,9 @@ func (c *copying) in(ctx context.Context) ([]string, error) {
 	fi, err := look(source)
 	if err != nil {
 		return nil, err
+	}
+	if fi.Mode().IsRegular() {
+		c.size = fi.Size()
 	}
 	if c.from.contents() && !fi.IsDir() {
 		return nil, api.Errorf(api.CodeInvalid, "%s is no directory", c.from.path)
