@@ -210,7 +210,7 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 		}
 		in.Spec.Power = power
 		return nil
-	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op)} })
+	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op).Always()} })
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +246,7 @@ func (c *Controller) DeleteInstance(ctx context.Context, project, name string, f
 		}
 		in.Status.Phase = api.PhaseDeleting
 		return nil
-	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op)} })
+	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op).Always()} })
 	if err != nil {
 		return nil, err
 	}

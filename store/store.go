@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +29,6 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -38,15 +38,6 @@ import (
 // hosts that share the store and lets a rename keep the object's key.
 const prefix = "/cleave/"
 
-// Free space in bytes below which writes are refused before etcd sees them.
-// etcd ends the process when its log can't grow, so the reserve must cover a
-// log segment in the making. Deletes and small status changes may go on
-// longer than what makes the store grow.
-const (
-	reserveGrow = 96 << 20
-	reserveAll  = 32 << 20
-)
-
 // Options configure Open.
 type Options struct {
 	Dir string // holds etcd's data and its unix socket
@@ -55,10 +46,10 @@ type Options struct {
 
 // Store is an open etcd.
 type Store struct {
-	dir    string
-	etcd   *embed.Etcd
-	client *clientv3.Client
-	log    *slog.Logger
+	etcd    *embed.Etcd
+	client  *clientv3.Client
+	log     *slog.Logger
+	reserve *reserve
 
 	// writing is held for reading from a commit's write until its changes
 	// are visible. A watch waits for it, so that nobody sees one half of a
@@ -72,8 +63,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if free, err := freeBytes(o.Dir); err == nil && free < reserveAll {
-		return nil, api.Errorf(api.CodeNoSpace, "state directory %s: only %s free", o.Dir, api.Bytes(free)).WithHint("free some disk space and start again")
+	res := &reserve{dir: o.Dir, log: o.Log}
+	if _, err := os.Stat(res.path()); err == nil {
+		res.held = true
+	}
+	if err := res.room(false); err != nil {
+		return nil, err
 	}
 	cfg := config(o.Dir)
 	e, err := embed.StartEtcd(cfg)
@@ -89,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		e.Close()
 		return nil, ctx.Err()
 	}
-	return &Store{dir: o.Dir, etcd: e, client: v3client.New(e.Server), log: o.Log}, nil
+	return &Store{reserve: res, etcd: e, client: v3client.New(e.Server), log: o.Log}, nil
 }
 
 // config is a single voter that listens nowhere but on a unix socket. The
@@ -140,7 +135,7 @@ func (s *Store) Close() error {
 
 // Healthy tells whether the state can be read and written.
 func (s *Store) Healthy(ctx context.Context) error {
-	if err := s.roomFor(nil); err != nil {
+	if err := s.reserve.room(false); err != nil {
 		return err
 	}
 	_, err := s.client.Get(ctx, prefix, clientv3.WithCountOnly())
@@ -149,14 +144,6 @@ func (s *Store) Healthy(ctx context.Context) error {
 
 // Stopped is closed when etcd has ended by itself.
 func (s *Store) Stopped() <-chan struct{} { return s.etcd.Server.StopNotify() }
-
-func freeBytes(dir string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, err
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
 
 // Op is one change in a Commit. Collections make them.
 type Op struct {
@@ -171,11 +158,18 @@ type Op struct {
 	apply  func(revision int64)
 }
 
+// Always marks a change that makes the store grow but must be possible on a
+// full disk too, since it is a step towards having less.
+func (o Op) Always() Op {
+	o.grows = false
+	return o
+}
+
 // Commit makes all changes or none. When it fails with code exists or
 // conflict nothing was written. Readers see the changes in the order of ops;
 // the last is the one that a conflict's message names.
 func (s *Store) Commit(ctx context.Context, ops ...Op) error {
-	if err := s.roomFor(ops); err != nil {
+	if err := s.reserve.room(slices.ContainsFunc(ops, func(op Op) bool { return op.grows })); err != nil {
 		return err
 	}
 	var guards []clientv3.Cmp
@@ -202,20 +196,6 @@ func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 	return nil
 }
 
-func (s *Store) roomFor(ops []Op) error {
-	need := int64(reserveAll)
-	for _, op := range ops {
-		if op.grows {
-			need = reserveGrow
-		}
-	}
-	free, err := freeBytes(s.dir)
-	if err == nil && free < need {
-		return api.Errorf(api.CodeNoSpace, "the disk of %s is full: %s left, %s are kept for the state", s.dir, api.Bytes(free), api.Bytes(need)).WithHint("delete images or instances, or free space on that disk")
-	}
-	return nil
-}
-
 // explain finds out which guard failed.
 func (s *Store) explain(ctx context.Context, ops []Op) error {
 	for _, op := range ops {
@@ -237,7 +217,7 @@ func (s *Store) PutValue(ctx context.Context, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := s.roomFor(nil); err != nil {
+	if err := s.reserve.room(false); err != nil {
 		return err
 	}
 	_, err = s.client.Put(ctx, prefix+"values/"+name, string(b))

@@ -194,7 +194,7 @@ func TestForeignChangesArriveAndOwnOnesOnce(t *testing.T) {
 // with no-space while reads and the process go on, and work again after.
 func TestFullDiskRefusesBeforeEtcdDies(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("cleave-test", dir, "tmpfs", 0, "size=300m"); err != nil {
+	if err := unix.Mount("cleave-test", dir, "tmpfs", 0, "size=500m"); err != nil {
 		t.Skipf("needs to mount a tmpfs: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
@@ -207,11 +207,14 @@ func TestFullDiskRefusesBeforeEtcdDies(t *testing.T) {
 	}
 	ballast := filepath.Join(dir, "ballast")
 	free, _ := freeBytes(dir)
-	if err := os.WriteFile(ballast, make([]byte, free-reserveAll/2), 0o600); err != nil {
+	if err := os.WriteFile(ballast, make([]byte, free), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Commit(t.Context(), c.Create(volume("w"))); !api.IsCode(err, api.CodeNoSpace) {
 		t.Errorf("create on a full disk: %v", err)
+	}
+	if err := s.Commit(t.Context(), c.Create(volume("x")).Always()); err != nil {
+		t.Errorf("the reserve is no help: %v", err)
 	}
 	if _, err := c.Get("default", "v"); err != nil {
 		t.Error(err)
