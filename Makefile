@@ -5,7 +5,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X github.com/cleave-project/cleave/cli.Version=$(VERSION)"
 export CGO_ENABLED := 0
 
 .PHONY: help up down build test quick long bench lint generate install uninstall clean

@@ -21,6 +21,15 @@ type waiter struct {
 	ch   chan attached // takes one
 }
 
+// Console is an attachment that can send signals to the entry point too.
+type Console struct {
+	engine.Console
+	signal func(ctx context.Context, name string) error
+}
+
+// Signal sends a signal, by its name, to the entry point.
+func (c *Console) Signal(ctx context.Context, name string) error { return c.signal(ctx, name) }
+
 // attached is what somebody who waited for a start gets.
 type attached struct {
 	console engine.Console
@@ -54,7 +63,7 @@ func (c *Controller) Agent(ctx context.Context, project, name string) (*agent.Cl
 // Console attaches to the entry point's streams and tells whether they are a
 // terminal. With Start the guest is attached to before its first output is
 // lost, and its end is kept until it was told.
-func (c *Controller) Console(ctx context.Context, project, name string, opts ConsoleOptions) (engine.Console, bool, error) {
+func (c *Controller) Console(ctx context.Context, project, name string, opts ConsoleOptions) (*Console, bool, error) {
 	in, err := c.Instance(project, name)
 	if err != nil {
 		return nil, false, err
@@ -64,9 +73,14 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 	if err != nil {
 		return nil, false, err
 	}
+	wrap := func(con engine.Console, err error) (*Console, bool, error) {
+		if err != nil {
+			return nil, false, err
+		}
+		return &Console{con, func(ctx context.Context, name string) error { return e.Signal(ctx, in.ID, name) }}, terminal, nil
+	}
 	if c.live(in.ID) != nil {
-		con, err := e.Console(ctx, in.ID, opts.ConsoleOptions)
-		return con, terminal, err
+		return wrap(e.Console(ctx, in.ID, opts.ConsoleOptions))
 	}
 	if !opts.Start {
 		return nil, false, notRunning(in)
@@ -80,7 +94,7 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 	}
 	select {
 	case a := <-ch:
-		return a.console, terminal, a.err
+		return wrap(a.console, a.err)
 	case <-ctx.Done():
 		// Whoever serves the channel finds it buffered; nobody reads it, so
 		// the attachment must be closed for us.

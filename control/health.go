@@ -18,15 +18,8 @@ func (c *Controller) watchHealth(in *api.Instance, g *guest) {
 		g.health = nil
 	}
 	c.mu.Unlock()
-	check := in.Spec.Health
+	check := c.healthCheck(in)
 	if check == nil {
-		img, err := c.images.Get(c.ctx, in.Status.Digest)
-		if err != nil || img.Config.Health == nil {
-			return
-		}
-		check = img.Config.Health
-	}
-	if len(check.Command) == 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
@@ -39,6 +32,20 @@ func (c *Controller) watchHealth(in *api.Instance, g *guest) {
 	})
 }
 
+// healthCheck is the instance's own check, else its image's, else nil.
+func (c *Controller) healthCheck(in *api.Instance) *api.HealthCheck {
+	check := in.Spec.Health
+	if check == nil {
+		if img, err := c.images.Get(c.ctx, in.Status.Digest); err == nil {
+			check = img.Config.Health
+		}
+	}
+	if check == nil || len(check.Command) == 0 {
+		return nil
+	}
+	return check
+}
+
 // checkHealth follows Docker's rules (Dockerfile reference, HEALTHCHECK):
 // failures within the start period don't count, one success ends it.
 func (c *Controller) checkHealth(ctx context.Context, id string, g *guest, check api.HealthCheck) {
@@ -46,7 +53,6 @@ func (c *Controller) checkHealth(ctx context.Context, id string, g *guest, check
 	tries := cmp.Or(check.Retries, defaultHealthTries)
 	grace := g.Started.Add(time.Duration(check.StartSeconds) * time.Second)
 	state, failures := "starting", 0
-	c.setHealth(ctx, id, state)
 	// The first look comes early: a guest that is up at once needn't be
 	// waited for.
 	next := time.NewTimer(min(every, time.Second))

@@ -129,6 +129,10 @@ func (t *task) running(g *guest) error {
 		in.Status.PID, in.Status.Started, in.Status.Lost = g.PID, &started, g.Lost
 		in.Status.Engine, in.Status.Epoch = c.engines[kindOf(in)].Name(), was.Revision
 		in.Status.Loosened = loosened(in.Spec)
+		in.Status.Health = ""
+		if c.healthCheck(in) != nil {
+			in.Status.Health = "starting"
+		}
 		for i := range in.Status.NICs {
 			in.Status.NICs[i].Link = linkName(in.ID, i)
 		}

@@ -7,7 +7,6 @@ import (
 	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/control"
-	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -50,7 +49,7 @@ type GuestBackend interface {
 	// Agent opens a connection to a guest's agent; the caller closes it.
 	Agent(ctx context.Context, project, name string) (*agent.Client, error)
 	// Console also tells whether the entry point has a terminal.
-	Console(ctx context.Context, project, name string, opts control.ConsoleOptions) (engine.Console, bool, error)
+	Console(ctx context.Context, project, name string, opts control.ConsoleOptions) (*control.Console, bool, error)
 	Logs(ctx context.Context, project, name string, opts keeper.LogOptions, yield func(keeper.LogEntry) error) error
 }
 

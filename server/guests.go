@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
@@ -140,10 +141,14 @@ func (c command) Close() error {
 	return cmp.Or(c.Exec.Close(), c.client.Close())
 }
 
-// console is an attachment to the entry point, whose signals go by the
-// instance's power.
-type console struct{ engine.Console }
+// console is an attachment to the entry point.
+type console struct{ *control.Console }
 
-func (console) Signal(name string) error {
-	return api.Errorf(api.CodeUnsupported, "%s can't be sent over a console", name)
+func (c console) Signal(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), signalTimeout)
+	defer cancel()
+	return c.Console.Signal(ctx, name)
 }
+
+// signalTimeout bounds the sending of a signal, which nobody waits for.
+const signalTimeout = 10 * time.Second
