@@ -39,7 +39,7 @@ func ext4WithProjects(t testing.TB) string {
 }
 
 func xfsWithProjects(t testing.TB) string {
-	return filepath.Join(storagetest.Disk(t, 2*api.GiB, "xfs", []string{"mkfs.xfs", "-q"},
+	return filepath.Join(storagetest.Disk(t, 2*api.GiB, "xfs", []string{"mkfs.xfs", "-q", "-s", "size=4096"},
 		fsmount.Option{Key: "prjquota"}), "pool")
 }
 

@@ -194,11 +194,13 @@ func Fill(t testing.TB, dir string) (free func()) {
 	defer f.Close()
 	end := int64(0)
 	for step := int64(64 << 20); step >= 4096; {
-		if err := unix.Fallocate(int(f.Fd()), 0, end, step); errors.Is(err, unix.ENOSPC) {
+		switch err := unix.Fallocate(int(f.Fd()), 0, end, step); {
+		case errors.Is(err, unix.ENOSPC):
 			step /= 2
-		} else if err != nil {
+		case errors.Is(err, unix.EINTR): // a signal of the runtime
+		case err != nil:
 			t.Fatal(err)
-		} else {
+		default:
 			end += step
 		}
 	}

@@ -34,7 +34,7 @@ func Reserve(f *os.File, from, to int64) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, from, to-from)
+	err = allocate(int(f.Fd()), from, to)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return f.Truncate(max(to, st.Size()))
 	}
@@ -43,6 +43,15 @@ func Reserve(f *os.File, from, to int64) error {
 		return errors.Join(err, f.Truncate(st.Size()))
 	}
 	return nil
+}
+
+// allocate is fallocate, which the runtime's own signals interrupt.
+func allocate(fd int, from, to int64) error {
+	for {
+		if err := unix.Fallocate(fd, 0, from, to-from); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // CanReserve tells whether the file system of dir reserves blocks.
@@ -55,7 +64,7 @@ func CanReserve(dir string) (bool, error) {
 		return false, &os.PathError{Op: "create a file in", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
-	err = unix.Fallocate(fd, 0, 0, 1<<20)
+	err = allocate(fd, 0, 1<<20)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return false, nil
 	}
