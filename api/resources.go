@@ -74,7 +74,7 @@ type PoolStatus struct {
 	Path  string `json:"path,omitempty"`
 	Total Bytes  `json:"total"`
 	Used  Bytes  `json:"used"`
-	// Quota tells how volume sizes are enforced: qgroup, project, loop.
+	// Quota tells how volume sizes are enforced: squota, qgroup, project, loop.
 	Quota   string `json:"quota,omitempty"`
 	Reflink bool   `json:"reflink"`
 	Volumes int    `json:"volumes"`
