@@ -81,6 +81,7 @@ func New(opts Options) (*Engine, error) {
 	if err := os.MkdirAll(opts.Run, 0o711); err != nil {
 		return nil, fmt.Errorf("make runtime directory: %w", err)
 	}
+	closeStage(filepath.Join(opts.Run, stageName)) // of a daemon that died
 	parent := "cleave"
 	if opts.Scope != "" {
 		parent += "-" + opts.Scope

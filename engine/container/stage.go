@@ -35,7 +35,6 @@ func (e *Engine) openStage() error {
 	if e.staged {
 		return nil
 	}
-	closeStage(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the stage for read-only mounts: %w", err)
 	}

@@ -72,6 +72,10 @@ func (e *Engine) start(ctx context.Context, spec *engine.Spec, lap func(string))
 	if err != nil {
 		return nil, err
 	}
+	if err := e.clear(ctx, spec.ID); err != nil {
+		e.finish(spec.ID, false)
+		return nil, err
+	}
 	l := &launch{e: e, spec: spec, p: p, keeper: k, caps: caps, filter: filter, lap: lap}
 	defer l.close()
 	if err := l.run(ctx); err != nil {
@@ -127,20 +131,23 @@ func (l *launch) run(ctx context.Context) error {
 	return err
 }
 
+// clear removes what a start that a dying daemon cut short has left, and
+// refuses to touch a guest that lives.
+func (e *Engine) clear(ctx context.Context, id string) error {
+	if _, err := os.Lstat(e.dir(id)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if r, err := e.readRecord(id); err == nil && r.alive() {
+		return api.Errorf(api.CodeConflict, "start guest %s: it is running already", id)
+	}
+	return e.clean(ctx, id)
+}
+
 // makePlace makes runtime directory, socket and cgroup.
 func (l *launch) makePlace() error {
 	dir := l.e.dir(l.spec.ID)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		if !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("make runtime directory: %w", err)
-		}
-		// A directory without a guest was left by a daemon that died.
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("clear runtime directory: %w", err)
-		}
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return fmt.Errorf("make runtime directory: %w", err)
-		}
+		return fmt.Errorf("make runtime directory: %w", err)
 	}
 	if err := l.listen(dir); err != nil {
 		return fmt.Errorf("make the agent's socket: %w", err)

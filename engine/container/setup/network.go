@@ -128,7 +128,7 @@ func (r *requests) address(name string, index uint32, p netip.Prefix) {
 	body = attr(body, unix.IFA_ADDRESS, p.Addr().AsSlice())
 	if p.Addr().Is4() && p.Bits() < 31 {
 		a := p.Masked().Addr().As4()
-		last := binary.BigEndian.Uint32(a[:]) | 1<<(32-p.Bits()) - 1
+		last := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
 		body = attr(body, unix.IFA_BROADCAST, binary.BigEndian.AppendUint32(nil, last))
 	}
 	r.add(fmt.Sprintf("add address %s to %s", p, name), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, body)
