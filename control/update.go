@@ -51,6 +51,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		power := in.Spec.Power
 		in.Labels, in.Spec = now.Labels, now.Spec
 		in.Spec.Power = power
+		if c.healthCheck(in) == nil {
+			in.Status.Health = ""
+		}
 		return nil
 	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Put(end)} })
 	if err != nil {
