@@ -13,8 +13,7 @@ import (
 
 func TestMain(m *testing.M) { storagetest.Main(m, Open) }
 
-// disks is the driver where sizes are enforced by loop devices: on a tmpfs,
-// for speed, and on what the host has.
+// disks is the driver on a file system without project quotas.
 func disks(t testing.TB) storagetest.Target {
 	return storagetest.Target{Open: Open, GrowsInUse: hasSysResource(t)}
 }
