@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -138,6 +139,10 @@ func (b *bootstrap) run(ctx context.Context, p Progress) (*tarRoot, error) {
 	}
 	said := &lastLines{p: p}
 	cmd.Stderr = said
+	// Pdeathsig is sent when the thread ends that has forked (prctl(2)), and
+	// threads of this process end with goroutines that lock theirs.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

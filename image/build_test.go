@@ -4,7 +4,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -72,6 +74,33 @@ func TestBuildRefusesAHalfTree(t *testing.T) {
 	_, err = s.Build(t.Context(), api.ImageBuild{Base: "debian:bookworm"}, nil)
 	wantError(t, err, api.CodeUnavailable, "late")
 	checkNothingHalf(t, s)
+}
+
+func TestBuildOutlivesTheThreadsOfOthers(t *testing.T) {
+	s := openStore(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/tar", imagetest.Tar(t, file{Name: "sbin/init"}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "echo 'I: ready' >&2; until [ -e "+dir+"/go ]; do sleep 0.01; done; cat "+dir+"/tar")
+	_, err := s.Build(t.Context(), api.ImageBuild{Base: "debian:bookworm"}, func(step string, _, _ int64) {
+		if step != "ready" {
+			return
+		}
+		// A goroutine that ends with its thread locked takes the thread along,
+		// and any idle one may be given to it.
+		var ended sync.WaitGroup
+		for range 200 {
+			ended.Go(runtime.LockOSThread)
+		}
+		ended.Wait()
+		if err := os.WriteFile(dir+"/go", nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestBuildGivesTheToolItsArguments(t *testing.T) {
