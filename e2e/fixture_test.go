@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,16 +60,15 @@ func newHostAt(t *testing.T, data string, args ...string) *host {
 		t.Fatal(err)
 	}
 	h := &host{t: t, bin: bin, data: cmp.Or(data, filepath.Join(dir, "data")), run: filepath.Join(dir, "run"), args: args}
-	before := inventory(t, dir)
 	t.Cleanup(func() {
 		h.down()
-		left := lost(before, inventory(t, dir))
+		left := h.inventory()
 		for range 50 { // the last processes are ending, the kernel frees loop devices lazily
 			if len(left) == 0 {
 				break
 			}
 			time.Sleep(100 * time.Millisecond)
-			left = lost(before, inventory(t, dir))
+			left = h.inventory()
 		}
 		if len(left) > 0 {
 			t.Errorf("left on the host:\n  %s", strings.Join(left, "\n  "))
@@ -216,49 +218,56 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// inventory lists what a daemon with directories below dir could leave.
-func inventory(t *testing.T, dir string) []string {
-	t.Helper()
+// inventory lists what this host's daemon has or has left on the machine.
+// Other daemons may run beside it.
+func (h *host) inventory() []string {
+	h.t.Helper()
+	sum := sha256.Sum256([]byte(h.data))
+	scope := hex.EncodeToString(sum[:3])
 	var all []string
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 4 && (strings.HasPrefix(f[4], dir) || strings.Contains(f[4], "cleave")) {
+		if f := strings.Fields(line); len(f) > 4 && (strings.HasPrefix(f[4], h.run) || strings.HasPrefix(f[4], h.data)) {
 			all = append(all, "mount "+f[4])
 		}
 	}
-	links, _ := filepath.Glob("/sys/class/net/*")
-	for _, l := range links {
-		all = append(all, "link "+filepath.Base(l))
+	for _, pattern := range []string{"/sys/class/net/clv" + scope + "*", "/sys/fs/cgroup/cleave-" + scope, "/sys/fs/cgroup/*/cleave-" + scope} {
+		found, _ := filepath.Glob(pattern)
+		all = append(all, found...)
 	}
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		groups, _ := filepath.Glob(root + "/cleave*")
-		for _, g := range groups {
-			all = append(all, "cgroup "+g)
-		}
+	for _, id := range h.instances() {
+		found, _ := filepath.Glob("/sys/class/net/c" + id + "n*")
+		all = append(all, found...)
 	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, l := range loops {
-		b, _ := os.ReadFile(l)
-		all = append(all, fmt.Sprintf("loop %s %s", l, strings.TrimSpace(string(b))))
-	}
-	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
-		for line := range strings.Lines(string(out)) {
-			all = append(all, "nft "+strings.TrimSpace(line))
+		if b, _ := os.ReadFile(l); strings.HasPrefix(string(b), h.data) {
+			all = append(all, "loop "+l)
 		}
+	}
+	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil && strings.Contains(string(out), scope) {
+		all = append(all, "nft table "+scope)
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
-		b, _ := os.ReadFile(p)
-		cmd := string(bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
-		if strings.Contains(cmd, dir) || strings.HasPrefix(cmd, "cleave-agent") {
-			all = append(all, "process "+filepath.Base(filepath.Dir(p))+" "+cmd)
+		cmd, _ := os.ReadFile(p)
+		group, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "cgroup"))
+		if bytes.Contains(cmd, []byte(h.run)) || bytes.Contains(group, []byte("cleave-"+scope)) {
+			all = append(all, fmt.Sprintf("process %s %q", filepath.Base(filepath.Dir(p)), cmd))
 		}
 	}
-	slices.Sort(all)
 	return all
 }
 
-// lost is what is in after and not in before.
-func lost(before, after []string) []string {
-	return slices.DeleteFunc(after, func(s string) bool { return slices.Contains(before, s) })
+// instances are the ids of all instances that there ever were, by the events.
+func (h *host) instances() []string {
+	b, _ := os.ReadFile(filepath.Join(h.data, "events.jsonl"))
+	ids := map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		var e api.Event
+		if json.Unmarshal([]byte(line), &e) == nil && strings.HasPrefix(e.Type, "instance.") {
+			ids[e.Target] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(ids))
 }
