@@ -222,16 +222,18 @@ func TestGuestCannotRaiseItsLimits(t *testing.T) {
 	checkLeaks(t, e)
 	spec := withAdmin(guestSpec(t, `
 		for c in memory pids cpu; do
-			mkdir -p /c/$c; mount -t cgroup -o $c none /c/$c 2>/dev/null
+			mkdir -p /c/$c; mount -t cgroup -o $c none /c/$c 2>/dev/null || continue
 			for f in memory.limit_in_bytes pids.max cpu.cfs_quota_us cgroup.procs; do
 				(echo -1 > /c/$c/$f) 2>/dev/null && echo WRITTEN $c/$f
 				(echo $$ > /c/$c/$f) 2>/dev/null && echo WRITTEN $c/$f
 			done
 			mkdir /c/$c/sub 2>/dev/null && echo MADE $c/sub
 		done
-		mkdir /c/2; mount -t cgroup2 none /c/2
-		for f in memory.max pids.max cpu.max io.max cgroup.max.descendants; do (echo max > /c/2/$f) 2>/dev/null && echo WRITTEN $f; done
-		mkdir /c/d; mount -t cgroup -o devices none /c/d && cat /c/d/cgroup.procs; echo done`))
+		mkdir -p /c/2; mount -t cgroup2 none /c/2 2>/dev/null && for f in memory.max pids.max cpu.max io.max cgroup.max.descendants; do (echo max > /c/2/$f) 2>/dev/null && echo WRITTEN $f; done
+		for f in /sys/fs/cgroup/*.max /sys/fs/cgroup/cgroup.*; do [ -e $f ] && (echo max > $f) 2>/dev/null && echo WRITTEN $f; done
+		mount -o remount,rw /sys/fs/cgroup 2>/dev/null; mount -o remount,rw,bind /sys/fs/cgroup 2>/dev/null
+		for f in /sys/fs/cgroup/*.max /sys/fs/cgroup/cgroup.*; do [ -e $f ] && (echo max > $f) 2>/dev/null && echo WRITTEN $f; done
+		echo done`))
 	spec.Resources = api.Resources{Memory: 64 * api.MiB, PIDs: 100, CPUs: 1}
 	out, _ := runGuest(t, e, spec)
 	if strings.Contains(out, "WRITTEN") || strings.Contains(out, "MADE") || !strings.Contains(out, "done") {

@@ -129,7 +129,7 @@ func output(t testing.TB, name string, args ...string) string {
 // waitLog waits until a guest has written something.
 func waitLog(t testing.TB, e *Engine, id, text string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Second)
 	defer cancel()
 	found := errors.New("found")
 	var got strings.Builder

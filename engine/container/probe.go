@@ -51,9 +51,10 @@ func (r *report) need(name string, err error, detail, remedy string) {
 		r.add(name, ok, detail, "")
 		return
 	}
-	r.add(name, missing, err.Error(), remedy)
+	why := api.AsError(err).Message // without its hint, for which there is the remedy
+	r.add(name, missing, why, remedy)
 	if r.reason == nil {
-		r.reason = api.Errorf(api.CodeUnsupported, "this host can't run containers: %s: %w", name, err).WithHint("%s", remedy)
+		r.reason = api.Errorf(api.CodeUnsupported, "this host can't run containers: %s: %s", name, why).WithHint("%s", remedy)
 	}
 }
 
@@ -87,7 +88,7 @@ func (e *Engine) probeMounts(ctx context.Context, r *report) {
 	im := newImages(&feature)
 	defer im.close()
 	image, err := im.mount("probe", engine.Image{Digest: "probe", EROFS: filepath.Join(dir, "image")})
-	r.need("EROFS", err, map[bool]string{true: "images are mounted from their files", false: "images are mounted by loop devices"}[feature.fileEROFS],
+	r.need("EROFS", err, map[bool]string{true: "images are mounted from their files", false: "images are mounted by loop devices"}[feature.fileEROFS && feature.cloneDetached],
 		"use a kernel with EROFS (CONFIG_EROFS_FS), and loop devices before Linux 6.12")
 	if err != nil {
 		return

@@ -28,7 +28,9 @@ func TestGuestsStartWithoutNewMountFeatures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEngine(t)
-			e.feature = f
+			e.feature.fileEROFS = e.feature.fileEROFS && f.fileEROFS
+			e.feature.layerFDs = e.feature.layerFDs && f.layerFDs
+			e.feature.cloneDetached = e.feature.cloneDetached && f.cloneDetached
 			checkLeaks(t, e)
 			for range 2 { // two guests of one image at a time
 				startGuest(t, e, guestSpec(t, "exec sleep 1000"))
