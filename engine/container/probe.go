@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -251,4 +252,13 @@ func (e *Engine) probeCgroups(r *report) {
 	} else {
 		r.add("pressure", missing, "the kernel measures no stalls", "boot with psi=1")
 	}
+}
+
+// seccompAction asks whether filters can return an action.
+func seccompAction(action *uint32) error {
+	const getActionAvail = 2 // SECCOMP_GET_ACTION_AVAIL
+	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, getActionAvail, 0, uintptr(unsafe.Pointer(action))); e != 0 {
+		return e
+	}
+	return nil
 }
