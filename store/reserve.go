@@ -78,10 +78,15 @@ func (r *reserve) hold() {
 	r.held = true
 }
 
+// freeBytes is what root may still write: on ext4 that is more than others
+// may, by the share that is reserved for it.
 func freeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, err
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	if os.Geteuid() != 0 {
+		return int64(st.Bavail) * st.Bsize, nil
+	}
+	return int64(st.Bfree) * st.Bsize, nil
 }
