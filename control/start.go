@@ -84,8 +84,8 @@ func (t *task) start(ctx context.Context) (err error) {
 	if t.user() != nil {
 		c.fresh(in.ID)
 	}
-	if forwards := c.forwards(in); len(forwards) > 0 {
-		if err := c.net.SetForwards(ctx, in.ID, forwards); err != nil {
+	if len(in.Spec.Publish) > 0 {
+		if err := c.publish(ctx, in); err != nil {
 			return err
 		}
 	}
@@ -372,23 +372,6 @@ func (c *Controller) connect(in *api.Instance, s *engine.Spec) ([]network.Port, 
 	}
 	s.Hosts = hosts.String()
 	return ports, nil
-}
-
-// forwards are the instance's published ports.
-func (c *Controller) forwards(in *api.Instance) []network.Forward {
-	var list []network.Forward
-	if len(in.Status.NICs) == 0 {
-		return nil
-	}
-	first := in.Status.NICs[0]
-	for _, p := range in.Spec.Publish {
-		ip, _ := netip.ParseAddr(p.HostIP)
-		list = append(list, network.Forward{
-			HostIP: ip, HostPort: uint16(p.HostPort), Protocol: cmp.Or(p.Protocol, "tcp"),
-			GuestIP4: addrOf(first.IPv4), GuestIP6: addrOf(first.IPv6), GuestPort: uint16(p.GuestPort),
-		})
-	}
-	return list
 }
 
 // disconnect takes the instance off its networks.

@@ -97,7 +97,7 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 	}
 	if !reflect.DeepEqual(old.Spec.Publish, now.Spec.Publish) {
 		list = append(list, change{"published ports", func(in *api.Instance) error {
-			return c.net.SetForwards(ctx, in.ID, c.forwards(in))
+			return c.publish(ctx, in)
 		}})
 	}
 	if old.Spec.Resources != now.Spec.Resources {

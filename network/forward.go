@@ -59,8 +59,8 @@ func (f Forward) elements() []nft.Element {
 	return e
 }
 
-// overlaps tells whether two forwards want the same port of some address.
-func (f Forward) overlaps(g Forward) bool {
+// Overlaps tells whether two forwards want the same port of some address.
+func (f Forward) Overlaps(g Forward) bool {
 	if f.HostPort != g.HostPort || f.Protocol != g.Protocol {
 		return false
 	}
@@ -100,7 +100,7 @@ func (m *Manager) SetForwards(_ context.Context, instance string, forwards []For
 			return err
 		}
 		for _, g := range forwards[:i] {
-			if f.overlaps(g) {
+			if f.Overlaps(g) {
 				return api.Errorf(api.CodeInvalid, "publish %s: it is published twice", f).WithField("spec.publish")
 			}
 		}
@@ -201,7 +201,7 @@ func (m *Manager) heldByOther(instance string, f Forward) error {
 	defer m.mu.Unlock()
 	for other, held := range m.forwards {
 		for _, h := range held {
-			if other != instance && h.overlaps(f) {
+			if other != instance && h.Overlaps(f) {
 				return api.Errorf(api.CodeConflict, "publish %s: instance %s has it (as %s)", f, other, h.hostPort()).
 					WithField("spec.publish").WithHint("choose another port of the host")
 			}
