@@ -130,8 +130,8 @@ func (r *Resources) Validate() error {
 		return invalid("spec.resources.cpus", "%v CPUs can't be given", r.CPUs).WithHint("give 0.01 or more, or 0 for no limit")
 	case r.CPUWeight < 0 || r.CPUWeight > 10000:
 		return invalid("spec.resources.cpuWeight", "a CPU weight of %d is not between 1 and 10000", r.CPUWeight)
-	case r.Memory < 0 || (r.Memory > 0 && r.Memory < 4*MiB):
-		return invalid("spec.resources.memory", "%s of memory is too little to start anything", r.Memory).WithHint("give at least 4MiB, or 0 for no limit")
+	case r.Memory < 0 || (r.Memory > 0 && r.Memory < 6*MiB):
+		return invalid("spec.resources.memory", "%s of memory is too little to start anything", r.Memory).WithHint("give at least 6MiB, or 0 for no limit")
 	case r.MemorySoft < 0 || (r.Memory > 0 && r.MemorySoft > r.Memory):
 		return invalid("spec.resources.memorySoft", "the soft limit %s is over the limit %s", r.MemorySoft, r.Memory)
 	case r.Swap < 0 || (r.Swap > 0 && r.Memory == 0):
