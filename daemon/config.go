@@ -56,7 +56,7 @@ func Load(path string, asked bool) (Config, error) {
 
 // complete makes paths absolute and fills in what follows from others.
 func (c *Config) complete() error {
-	for _, p := range []*string{&c.Data, &c.Run, &c.Libexec} {
+	for _, p := range []*string{&c.Data, &c.Run, &c.Libexec, &c.TLSCert, &c.TLSKey} {
 		if *p == "" {
 			continue
 		}
