@@ -41,7 +41,7 @@ bench: build ## print figures, side by side with LXD and runc where installed (r
 lint: ## formatting and static checks
 	@script/lint
 
-generate: ## rewrite what is generated: docs/api.md, docs/cli.md, man pages
+generate: ## rewrite what is generated: docs/api.md, docs/cli.md
 	go generate ./...
 
 install: build ## install below PREFIX (and DESTDIR), with systemd units and man pages

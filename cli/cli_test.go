@@ -106,6 +106,15 @@ func TestLaunchSendsWhatWasSaid(t *testing.T) {
 	}
 }
 
+func TestWaitingEndsWhenTheCheckHasFailed(t *testing.T) {
+	f := newFake(t)
+	f.instances = []api.Instance{{Meta: api.Meta{Name: "web"}, Status: api.InstanceStatus{Phase: api.PhaseRunning, Health: "unhealthy"}}}
+	status, _, errs := f.cleave("", "start", "web", "--wait")
+	if status != 1 || !strings.Contains(errs, "web runs but is unhealthy") || !strings.Contains(errs, "cleave logs web") {
+		t.Error(status, errs)
+	}
+}
+
 func TestCreateMakesUpANameUntilOneIsFree(t *testing.T) {
 	f := newFake(t)
 	for range 20 {

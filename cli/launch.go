@@ -21,7 +21,7 @@ type creation struct {
 func (a *app) creationFlags(cmd *cobra.Command, cr *creation) {
 	fs := cmd.Flags()
 	settings.InstanceFlags(fs, &cr.patch)
-	fs.StringVar(&cr.name, "name", "", "name of the instance (default: one is made up and printed)")
+	fs.StringVar(&cr.name, "name", "", "name of the instance (default: one is made up)")
 	a.settingFlags(cmd, settings.Instance)
 	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
 }

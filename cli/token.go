@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/cli/output"
@@ -61,7 +62,7 @@ func (a *app) tokenListing() output.Listing[api.Token] {
 				case t.Expires.Before(a.now()):
 					return "expired"
 				}
-				return "in " + output.Span(t.Expires.Sub(a.now()))
+				return "in " + output.Span(t.Expires.Sub(a.now()).Round(time.Minute))
 			}, Raw: func(t api.Token) string { return stampOf(t.Expires) }},
 			{Head: "LAST USED", Cell: func(t api.Token) string {
 				if t.Used == nil {

@@ -15,7 +15,8 @@ import (
 )
 
 // waitHealthy waits until an instance is healthy or, without a health check,
-// runs. One that ended or failed is an error.
+// runs. One that ended or failed, or whose check has failed for good, is an
+// error.
 func (a *app) waitHealthy(ctx context.Context, name string) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -57,6 +58,9 @@ func (a *app) isReady(ctx context.Context, name string) (bool, error) {
 		// No check, or none yet.
 		checked, err := a.hasCheck(ctx, in)
 		return !checked, err
+	case s.Health == "unhealthy":
+		return false, api.Errorf(api.CodeConflict, "%s runs but is unhealthy: its health check fails", name).
+			WithHint("'cleave logs %s' shows what it wrote, 'cleave show %s' the check", name, name)
 	}
 	return in.Status.Health == "healthy", nil
 }
