@@ -23,7 +23,8 @@ import (
 	"github.com/cleave-project/cleave/engine/container/setup"
 )
 
-// probeImage is the EROFS image of an empty directory.
+// probeImage is the EROFS image of an empty directory, made by
+// mkfs.erofs -T0 --all-root -U 00000000-0000-0000-0000-000000000000.
 //
 //go:embed probe.erofs
 var probeImage []byte
