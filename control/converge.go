@@ -333,7 +333,10 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 	}
 	c, id := t.c, t.in.ID
 	wanted := t.in.Spec.Power != api.PowerStopped
-	again := wanted && (policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
+	// An init that reboots its system is ended by the kernel with SIGHUP
+	// (reboot(2), "Behavior inside PID namespaces"): it wants to run again.
+	reboot := t.in.Status.System && exit.Signal == "SIGHUP"
+	again := wanted && (reboot || policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
 	restart := t.has("instance.restart")
 	if again && restart == nil {
 		c.holdBack(id, g.Ended.Sub(g.Started))
@@ -348,20 +351,24 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 			ends = append(ends, op)
 		}
 	}
-	c.emit("instance.stopped", &t.in.Meta, describeExit(exit), map[string]string{"code": strconv.Itoa(exit.Code), "signal": exit.Signal, "oomKilled": strconv.FormatBool(exit.OOMKilled)})
+	how := describeExit(exit)
+	if reboot {
+		how = "rebooted itself"
+	}
+	c.emit("instance.stopped", &t.in.Meta, how, map[string]string{"code": strconv.Itoa(exit.Code), "signal": exit.Signal, "oomKilled": strconv.FormatBool(exit.OOMKilled)})
 	return t.settleWith(ends, func(in *api.Instance) {
 		in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
 		in.Status.Exit, in.Status.Stopped, in.Status.Lost = &exit, &ended, g.Lost
 		for i := range in.Status.NICs {
 			in.Status.NICs[i].Link = ""
 		}
-		if again && restart == nil {
+		if again && !reboot && restart == nil {
 			in.Status.Restarts++
 		}
 		if wanted && !again && !t.c.wantedAgain(id) {
 			in.Spec.Power = api.PowerStopped
 		}
-		if in.Spec.Ephemeral && in.Deleting == nil {
+		if in.Spec.Ephemeral && !reboot && in.Deleting == nil {
 			now := store.Now()
 			in.Deleting, in.Status.Phase = &now, api.PhaseDeleting
 		}

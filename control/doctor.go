@@ -36,7 +36,11 @@ func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 	}
 	pools := filepath.Join(c.Data, "pools")
 	for _, name := range slices.Sorted(maps.Keys(c.Drivers)) {
-		findings = append(findings, c.Drivers[name].Probe(ctx, pools)...)
+		for _, f := range c.Drivers[name].Probe(ctx, pools) {
+			if !slices.Contains(findings, f) { // drivers have needs in common
+				findings = append(findings, f)
+			}
+		}
 	}
 	findings = append(findings, c.poolFindings(ctx)...)
 	findings = append(findings, c.net.Probe(ctx)...)
