@@ -2,6 +2,8 @@ package control
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -377,5 +379,31 @@ func TestTokensAreCheckedAndShownOnce(t *testing.T) {
 	}
 	if _, err := w.c.CheckToken(tok.Secret); err == nil {
 		t.Error("a deleted token is good")
+	}
+}
+
+func TestPoolWhoseDiskIsNotMountedIsNotMadeAnew(t *testing.T) {
+	w := newWorld(t)
+	source := t.TempDir()
+	create := func(name string) error {
+		_, err := w.c.CreatePool(t.Context(), &api.Pool{Meta: api.Meta{Name: name}, Spec: api.PoolSpec{Driver: "btrfs", Source: source}})
+		return err
+	}
+	if err := create("disk"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create("other"); !api.IsCode(err, api.CodeInUse) {
+		t.Errorf("a second pool in the same place: %v", err)
+	}
+	if err := os.Rename(filepath.Join(source, poolMark), filepath.Join(source, "away")); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	p, err := w.c.Pool(t.Context(), "disk")
+	if err != nil || p.Status.State == "ready" {
+		t.Errorf("%+v %v", p, err)
+	}
+	if _, err := w.c.driver("disk"); err == nil {
+		t.Error("it can be used")
 	}
 }

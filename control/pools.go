@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/storage"
@@ -17,19 +19,31 @@ import (
 // project.
 const poolProject = "host"
 
-// openPool opens the driver of a pool, or says why it can't be.
-func (c *Controller) openPool(ctx context.Context, p *api.Pool) error {
+// poolMark is the file by which a pool's source is known as that pool's. It
+// tells an empty pool from the mount point of a disk that is not mounted.
+const poolMark = "cleave-pool"
+
+func (c *Controller) poolSource(p *api.Pool) string {
+	return cmp.Or(p.Spec.Source, filepath.Join(c.Data, "pools", p.Name))
+}
+
+// openPool opens the driver of a pool, or says why it can't be. Only a fresh
+// pool may find its source empty.
+func (c *Controller) openPool(ctx context.Context, p *api.Pool, fresh bool) error {
 	driver, ok := c.Drivers[p.Spec.Driver]
 	if !ok {
 		return api.Errorf(api.CodeInvalid, "%q is not a storage driver", p.Spec.Driver).WithField("spec.driver").
 			WithHint("use one of %s", fmtList(slices.Sorted(maps.Keys(c.Drivers))))
 	}
-	d, err := driver.Open(ctx, storage.Config{
-		Name:   p.Name,
-		Source: cmp.Or(p.Spec.Source, filepath.Join(c.Data, "pools", p.Name)),
-		Run:    filepath.Join(c.Run, "pools"),
-		Size:   p.Spec.Size,
-	})
+	d, err := storage.Driver(nil), c.checkMark(p, fresh)
+	if err == nil {
+		d, err = driver.Open(ctx, storage.Config{
+			Name: p.Name, Source: c.poolSource(p), Run: filepath.Join(c.Run, "pools"), Size: p.Spec.Size,
+		})
+	}
+	if err == nil && fresh {
+		err = setMark(c.poolSource(p), p.ID)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -39,6 +53,34 @@ func (c *Controller) openPool(ctx context.Context, p *api.Pool) error {
 	c.drivers[p.Name] = d
 	delete(c.poolErr, p.Name)
 	return nil
+}
+
+// checkMark refuses a source that is not this pool's.
+func (c *Controller) checkMark(p *api.Pool, fresh bool) error {
+	source := c.poolSource(p)
+	b, err := os.ReadFile(filepath.Join(source, poolMark))
+	owner := strings.TrimSpace(string(b))
+	switch {
+	case fresh && (err != nil || p.Spec.Source == "" || owner == p.ID):
+		return nil
+	case fresh:
+		return api.Errorf(api.CodeInUse, "%s holds another pool (id %s)", source, owner).WithField("spec.source").
+			WithHint("choose another directory; if that pool is needed no more, remove %s there", poolMark)
+	case err != nil:
+		return api.Errorf(api.CodeUnavailable, "pool %q is not in %s: %w", p.Name, source, err).
+			WithHint("mount its disk and start cleaved again")
+	case owner != p.ID:
+		return api.Errorf(api.CodeConflict, "%s holds another pool (id %s) than %q (id %s)", source, owner, p.Name, p.ID).
+			WithHint("mount the right disk and start cleaved again")
+	}
+	return nil
+}
+
+func setMark(source, id string) error {
+	if err := os.MkdirAll(source, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(source, poolMark), []byte(id+"\n"), 0o600)
 }
 
 // driver finds the driver of a pool.
@@ -66,7 +108,7 @@ func (c *Controller) CreatePool(ctx context.Context, in *api.Pool) (*api.Pool, e
 	if _, err := c.pools.Get(poolProject, p.Name); err == nil {
 		return nil, api.Errorf(api.CodeExists, "pool %q already exists", p.Name).WithField("name")
 	}
-	if err := c.openPool(ctx, p); err != nil {
+	if err := c.openPool(ctx, p, true); err != nil {
 		c.mu.Lock()
 		delete(c.poolErr, p.Name)
 		c.mu.Unlock()
@@ -152,6 +194,7 @@ func (c *Controller) DeletePool(ctx context.Context, name string) error {
 	delete(c.drivers, name)
 	delete(c.poolErr, name)
 	c.mu.Unlock()
+	os.Remove(filepath.Join(c.poolSource(p), poolMark))
 	if err := c.commit(c.pools.Delete(p)); err != nil {
 		return err
 	}

@@ -79,17 +79,17 @@ func (c *Controller) noteBoot(ctx context.Context) (bool, error) {
 func (c *Controller) openPools(ctx context.Context) error {
 	if c.pools.Len() == 0 {
 		p := &api.Pool{Meta: newMeta(poolProject, &api.Meta{Name: defaultPool}), Spec: api.PoolSpec{Driver: "btrfs"}}
-		if err := c.openPool(ctx, p); err != nil {
+		if err := c.openPool(ctx, p, true); err != nil {
 			c.log.Warn("no btrfs pool is possible here, using the driver dir", "reason", err)
 			p.Spec.Driver = "dir"
-			if err := c.openPool(ctx, p); err != nil {
+			if err := c.openPool(ctx, p, true); err != nil {
 				c.log.Error("no pool could be made", "error", err)
 			}
 		}
 		return c.store.Commit(ctx, c.pools.Create(p))
 	}
 	for _, p := range c.pools.All() {
-		if err := c.openPool(ctx, p); err != nil {
+		if err := c.openPool(ctx, p, false); err != nil {
 			c.log.Error("a pool could not be opened", "pool", p.Name, "error", err)
 		}
 	}
