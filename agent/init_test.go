@@ -23,7 +23,10 @@ func TestInitReturnsTheEntryPointsStatus(t *testing.T) {
 		script string
 		code   int
 	}{
-		{"exit 0", 0}, {"exit 7", 7}, {"kill -KILL $$", 137}, {"kill -SEGV $$", 139},
+		{"exit 0", 0},
+		{"exit 7", 7},
+		{"kill -KILL $$", 137},
+		{"kill -SEGV $$", 139},
 		{"sleep 1000 & exit 3", 3}, // it doesn't wait for the others
 	} {
 		t.Run(tc.script, func(t *testing.T) {

@@ -43,20 +43,30 @@ func guests() []api.Instance {
 	started, stopped := epoch.Add(-time.Hour), epoch.Add(-5*time.Minute)
 	no, half := false, 30
 	return []api.Instance{
-		{Meta: api.Meta{ID: "abcdefghij", Project: "default", Name: "web", Created: epoch.Add(-26 * time.Hour), Labels: map[string]string{"app": "shop", "tier": "front"}},
-			Spec: api.InstanceSpec{Image: "docker.io/library/nginx:latest", Power: api.PowerRunning, Publish: []api.Publish{{HostPort: 8080, GuestPort: 80}, {HostIP: "::1", HostPort: 53, GuestPort: 53, Protocol: "udp"}},
+		{
+			Meta: api.Meta{ID: "abcdefghij", Project: "default", Name: "web", Created: epoch.Add(-26 * time.Hour), Labels: map[string]string{"app": "shop", "tier": "front"}},
+			Spec: api.InstanceSpec{
+				Image: "docker.io/library/nginx:latest", Power: api.PowerRunning, Publish: []api.Publish{{HostPort: 8080, GuestPort: 80}, {HostIP: "::1", HostPort: 53, GuestPort: 53, Protocol: "udp"}},
 				Command: []string{"httpd", "-h", "/my files"}, Env: map[string]string{"A": "1", "B": "two"}, Restart: api.RestartAlways, Autostart: true, StopSeconds: &half, Init: &no,
 				Resources: api.Resources{CPUs: 1.5, Memory: 512 * api.MiB, NetOut: 10 * api.MiB}, Root: api.RootDisk{Size: 2 * api.GiB},
 				Mounts:   []api.Mount{{Volume: "data", Target: "/data"}, {HostPath: "/srv", Target: "/srv", ReadOnly: true}},
 				Security: api.Security{AddCapabilities: []string{"NET_RAW"}}, Ulimits: map[string]api.Ulimit{"nofile": {Soft: 1024, Hard: 4096}},
-				Health: &api.HealthCheck{Command: []string{"sh", "-c", "true"}, IntervalSeconds: 5}},
-			Status: api.InstanceStatus{Phase: api.PhaseRunning, Host: "box", Engine: "container", PID: 4711, UIDBase: 655360, Started: &started, Health: "unhealthy",
-				NICs: []api.Port{{Network: "default", Name: "eth0", MAC: "02:00:00:00:00:01", IPv4: "10.83.0.2/24", IPv6: "fd00::2/64"}}, Loosened: []string{"capability NET_RAW was added"}}},
-		{Meta: api.Meta{ID: "b", Project: "default", Name: "a-rather-long-name-of-a-batch-job-of-the-month-of-march", Created: epoch.Add(-10 * time.Minute)},
+				Health: &api.HealthCheck{Command: []string{"sh", "-c", "true"}, IntervalSeconds: 5},
+			},
+			Status: api.InstanceStatus{
+				Phase: api.PhaseRunning, Host: "box", Engine: "container", PID: 4711, UIDBase: 655360, Started: &started, Health: "unhealthy",
+				NICs: []api.Port{{Network: "default", Name: "eth0", MAC: "02:00:00:00:00:01", IPv4: "10.83.0.2/24", IPv6: "fd00::2/64"}}, Loosened: []string{"capability NET_RAW was added"},
+			},
+		},
+		{
+			Meta:   api.Meta{ID: "b", Project: "default", Name: "a-rather-long-name-of-a-batch-job-of-the-month-of-march", Created: epoch.Add(-10 * time.Minute)},
 			Spec:   api.InstanceSpec{Image: "registry.example.org/a/rather/deep/path/to/image:2026-03", Kind: api.KindVM},
-			Status: api.InstanceStatus{Phase: api.PhaseStopped, Stopped: &stopped, Exit: &api.ExitStatus{Code: 137, OOMKilled: true}}},
-		{Meta: api.Meta{ID: "c", Project: "default", Name: "bad", Created: epoch}, Spec: api.InstanceSpec{Image: "base"},
-			Status: api.InstanceStatus{Phase: api.PhaseFailed, Error: &api.Error{Code: api.CodeNotFound, Message: "starting /bin/nope: no such file", Hint: "check the command\x1b[2J"}}},
+			Status: api.InstanceStatus{Phase: api.PhaseStopped, Stopped: &stopped, Exit: &api.ExitStatus{Code: 137, OOMKilled: true}},
+		},
+		{
+			Meta: api.Meta{ID: "c", Project: "default", Name: "bad", Created: epoch}, Spec: api.InstanceSpec{Image: "base"},
+			Status: api.InstanceStatus{Phase: api.PhaseFailed, Error: &api.Error{Code: api.CodeNotFound, Message: "starting /bin/nope: no such file", Hint: "check the command\x1b[2J"}},
+		},
 	}
 }
 

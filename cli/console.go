@@ -38,10 +38,12 @@ The detach keys work where standard input is a terminal; the first of them, pres
 			return err
 		}
 		stdin := (in.Spec.Stdin || in.Spec.TTY) && !noStdin
-		return a.watch(cmd.Context(), in, attachment{tty: in.Spec.TTY, stdin: stdin, keys: keys,
+		return a.watch(cmd.Context(), in, attachment{
+			tty: in.Spec.TTY, stdin: stdin, keys: keys,
 			open: func(ctx context.Context) (*client.Session, error) {
 				return c.Console(ctx, in.Name, api.ConsoleRequest{Stdin: stdin, Replay: !noReplay})
-			}})
+			},
+		})
 	}
 	return cmd
 }

@@ -82,8 +82,10 @@ func (a *app) exec(ctx context.Context, name string, e execution) error {
 			e.req.Env = append([]string{"TERM=" + t}, e.req.Env...)
 		}
 	}
-	err = a.attach(ctx, attachment{tty: e.tty, stdin: e.interactive,
-		open: func(ctx context.Context) (*client.Session, error) { return c.Exec(ctx, name, e.req) }})
+	err = a.attach(ctx, attachment{
+		tty: e.tty, stdin: e.interactive,
+		open: func(ctx context.Context) (*client.Session, error) { return c.Exec(ctx, name, e.req) },
+	})
 	if status, ok := notExecuted(err); ok {
 		a.complain("", err)
 		return status

@@ -94,8 +94,10 @@ func (a *app) instanceListing() output.Listing[api.Instance] {
 			{Head: "HEALTH", Extra: true, Cell: func(in api.Instance) string { return in.Status.Health }},
 			{Head: "PORTS", Extra: true, Flex: true, Cell: func(in api.Instance) string { return strings.Join(ports(in.Spec.Publish), " ") }},
 			{Head: "CPUS", Extra: true, Right: true, Cell: func(in api.Instance) string { return number(in.Spec.Resources.CPUs) }},
-			{Head: "MEMORY", Extra: true, Right: true, Cell: func(in api.Instance) string { return sizeText(in.Spec.Resources.Memory) },
-				Raw: func(in api.Instance) string { return fmt.Sprint(int64(in.Spec.Resources.Memory)) }},
+			{
+				Head: "MEMORY", Extra: true, Right: true, Cell: func(in api.Instance) string { return sizeText(in.Spec.Resources.Memory) },
+				Raw: func(in api.Instance) string { return fmt.Sprint(int64(in.Spec.Resources.Memory)) },
+			},
 			{Head: "RESTART", Extra: true, Cell: func(in api.Instance) string { return string(in.Spec.Restart) }},
 			{Head: "RESTARTS", Extra: true, Right: true, Cell: func(in api.Instance) string { return strconv.Itoa(in.Status.Restarts) }},
 			{Head: "PID", Extra: true, Right: true, Cell: func(in api.Instance) string { return nonzero(in.Status.PID) }},

@@ -56,14 +56,16 @@ func showVerb[T any](a *app, short, arg string, find lookup, get func(context.Co
 
 // deleteVerb makes the delete command of a noun.
 func deleteVerb(a *app, short string, find lookup, del func(context.Context, *client.Client, string) error) *cobra.Command {
-	return &cobra.Command{Use: "delete NAME...", Aliases: []string{"rm"}, Short: short, Args: args(1, -1, "NAME..."), ValidArgsFunction: a.complete(-1, find),
+	return &cobra.Command{
+		Use: "delete NAME...", Aliases: []string{"rm"}, Short: short, Args: args(1, -1, "NAME..."), ValidArgsFunction: a.complete(-1, find),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
 			return a.each(names, func(_ *progress.Reporter, name string) error { return del(cmd.Context(), c, name) })
-		}}
+		},
+	}
 }
 
 // createVerb makes the create command of a noun; the flags are the table's.

@@ -42,8 +42,10 @@ func (a *app) operationCmd() *cobra.Command {
 			return err
 		})
 	}
-	wait := &cobra.Command{Use: "wait ID...", Short: "Wait until operations have ended", Args: args(1, -1, "ID..."), ValidArgsFunction: a.complete(-1, operationIDs),
-		Long: "The exit status is 1 when one of them failed or was cancelled."}
+	wait := &cobra.Command{
+		Use: "wait ID...", Short: "Wait until operations have ended", Args: args(1, -1, "ID..."), ValidArgsFunction: a.complete(-1, operationIDs),
+		Long: "The exit status is 1 when one of them failed or was cancelled.",
+	}
 	wait.RunE = func(cmd *cobra.Command, ids []string) error {
 		c, err := a.client()
 		if err != nil {

@@ -26,8 +26,10 @@ func (a *app) startCmd() *cobra.Command {
 }
 
 func (a *app) stopCmd() *cobra.Command {
-	return a.powerCmd(powerVerb{action: client.Stop, short: "Stop instances", stops: true, offered: []api.Phase{api.PhaseRunning, api.PhasePaused, api.PhaseStarting},
-		long: "Each gets its stop signal, and SIGKILL when it has not ended after its stop timeout."})
+	return a.powerCmd(powerVerb{
+		action: client.Stop, short: "Stop instances", stops: true, offered: []api.Phase{api.PhaseRunning, api.PhasePaused, api.PhaseStarting},
+		long: "Each gets its stop signal, and SIGKILL when it has not ended after its stop timeout.",
+	})
 }
 
 func (a *app) restartCmd() *cobra.Command {

@@ -15,9 +15,11 @@ type statsColumn = output.Column[api.Stats]
 
 func statsListing() output.Listing[api.Stats] {
 	amount := func(head string, of func(api.Stats) uint64, extra bool) statsColumn {
-		return statsColumn{Head: head, Right: true, Extra: extra,
+		return statsColumn{
+			Head: head, Right: true, Extra: extra,
 			Cell: func(s api.Stats) string { return api.Bytes(of(s)).String() },
-			Raw:  func(s api.Stats) string { return fmt.Sprint(of(s)) }}
+			Raw:  func(s api.Stats) string { return fmt.Sprint(of(s)) },
+		}
 	}
 	count := func(head string, of func(api.Stats) uint64) statsColumn {
 		return statsColumn{Head: head, Right: true, Extra: true, Cell: func(s api.Stats) string { return fmt.Sprint(of(s)) }}

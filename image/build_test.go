@@ -28,9 +28,16 @@ func tool(t testing.TB, script string) {
 func TestBuildRefusesWhatCouldBeAnOption(t *testing.T) {
 	s := openStore(t)
 	for _, req := range []api.ImageBuild{
-		{Base: "debian"}, {Base: "debian:"}, {Base: "debian:--help"}, {Base: "slackware:15"}, {Base: "debian:../x"},
-		{Base: "debian:bookworm", Include: []string{"--simulate"}}, {Base: "debian:bookworm", Include: []string{"a b"}},
-		{Base: "debian:bookworm", Include: []string{"a,b"}}, {Base: "debian:bookworm", Mirror: "deb http://x y"}, {Base: "debian:bookworm", Mirror: "/etc/passwd"},
+		{Base: "debian"},
+		{Base: "debian:"},
+		{Base: "debian:--help"},
+		{Base: "slackware:15"},
+		{Base: "debian:../x"},
+		{Base: "debian:bookworm", Include: []string{"--simulate"}},
+		{Base: "debian:bookworm", Include: []string{"a b"}},
+		{Base: "debian:bookworm", Include: []string{"a,b"}},
+		{Base: "debian:bookworm", Mirror: "deb http://x y"},
+		{Base: "debian:bookworm", Mirror: "/etc/passwd"},
 		{Base: "debian:bookworm", Name: "base"},
 	} {
 		_, err := s.Build(t.Context(), req, nil)

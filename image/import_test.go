@@ -141,8 +141,10 @@ func layout(t testing.TB, images map[string]string) []byte {
 	for name, text := range images {
 		l := smallImage(t, text)[0]
 		config := v1.ConfigFile{OS: "linux", Architecture: hostArch(t), RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{describe(t, l.tar, "").Digest}}}
-		m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
-			Layers: []v1.Descriptor{add(types.OCILayer, l.packed)}, Config: add(types.OCIConfigJSON, asJSON(t, config))}
+		m := v1.Manifest{
+			SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+			Layers: []v1.Descriptor{add(types.OCILayer, l.packed)}, Config: add(types.OCIConfigJSON, asJSON(t, config)),
+		}
 		d := add(types.OCIManifestSchema1, asJSON(t, m))
 		if name != "" {
 			d.Annotations = map[string]string{annotationRef: name}

@@ -27,11 +27,18 @@ const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00
 func everything(t testing.TB) []layer {
 	long := strings.Repeat("long-name-", 12)
 	first := []file{
-		{Name: "./"}, {Name: "./etc/"}, {Name: "./usr/", Mode: 0o711}, {Name: "./usr/lib/"}, {Name: "./usr/bin/"},
+		{Name: "./"},
+		{Name: "./etc/"},
+		{Name: "./usr/", Mode: 0o711},
+		{Name: "./usr/lib/"},
+		{Name: "./usr/bin/"},
 		{Name: "./lib", Type: tar.TypeSymlink, Link: "usr/lib"},
 		{Name: "./bin", Type: tar.TypeSymlink, Link: "/usr/bin"},
 		{Name: "./etc/passwd", Body: "root:x:0:0::/root:/bin/sh\n"},
-		{Name: "./etc/gone", Body: "goes"}, {Name: "./etc/conf.d/"}, {Name: "./etc/conf.d/a", Body: "a"}, {Name: "./etc/conf.d/sub/b", Body: "b"},
+		{Name: "./etc/gone", Body: "goes"},
+		{Name: "./etc/conf.d/"},
+		{Name: "./etc/conf.d/a", Body: "a"},
+		{Name: "./etc/conf.d/sub/b", Body: "b"},
 		{Name: "./usr/bin/ping", Mode: 0o755, Body: noise(5000, 1), Xattrs: map[string]string{"security.capability": capability, "user.note": "x"}},
 		{Name: "./usr/bin/su", Mode: 0o4755, Body: noise(70_000, 2)},
 		{Name: "./usr/bin/wall", Mode: 0o2755, GID: 5, Body: "wall"},
@@ -44,24 +51,39 @@ func everything(t testing.TB) []layer {
 		{Name: "./empty"},
 		{Name: "./old-dir/x", Body: "x"},
 		{Name: "./old-file", Body: "f"},
-		{Name: "./links/a", Body: "linked"}, {Name: "./links/b", Type: tar.TypeLink, Link: "./links/a"}, {Name: "./links/c", Type: tar.TypeLink, Link: "./links/a"},
-		{Name: "./kept/low", Body: "low"}, {Name: "./usr/share/gone/x", Body: "x"},
+		{Name: "./links/a", Body: "linked"},
+		{Name: "./links/b", Type: tar.TypeLink, Link: "./links/a"},
+		{Name: "./links/c", Type: tar.TypeLink, Link: "./links/a"},
+		{Name: "./kept/low", Body: "low"},
+		{Name: "./usr/share/gone/x", Body: "x"},
 	}
 	for i := range 500 {
 		first = append(first, file{Name: fmt.Sprintf("./usr/share/many/file-%04d", i), Body: strings.Repeat("z", i*17)})
 	}
 	second := []file{
-		{Name: "etc/"}, {Name: "etc/.wh.gone"}, {Name: "etc/conf.d/"}, {Name: "etc/conf.d/.wh..wh..opq"}, {Name: "etc/conf.d/c", Body: "c"},
+		{Name: "etc/"},
+		{Name: "etc/.wh.gone"},
+		{Name: "etc/conf.d/"},
+		{Name: "etc/conf.d/.wh..wh..opq"},
+		{Name: "etc/conf.d/c", Body: "c"},
 		{Name: "lib/libnew.so", Body: "through a link"},
-		{Name: "links/"}, {Name: "links/.wh.b"}, {Name: "links/d", Type: tar.TypeLink, Link: "links/a"},
+		{Name: "links/"},
+		{Name: "links/.wh.b"},
+		{Name: "links/d", Type: tar.TypeLink, Link: "links/a"},
 		{Name: "old-dir", Body: "now a file"},
-		{Name: "old-file/"}, {Name: "old-file/now", Body: "a directory"},
+		{Name: "old-file/"},
+		{Name: "old-file/now", Body: "a directory"},
 		{Name: "usr/bin/su", Mode: 0o755, Body: "no longer"},
-		{Name: "usr/share/"}, {Name: "usr/share/.wh.gone"}, {Name: "usr/share/many/.wh.file-0007"},
+		{Name: "usr/share/"},
+		{Name: "usr/share/.wh.gone"},
+		{Name: "usr/share/many/.wh.file-0007"},
 	}
 	third := []file{
-		{Name: "usr/share/"}, {Name: "usr/share/gone/"}, {Name: "usr/share/gone/again", Body: "again"},
-		{Name: "kept/"}, {Name: "kept/high", Body: "high"},
+		{Name: "usr/share/"},
+		{Name: "usr/share/gone/"},
+		{Name: "usr/share/gone/again", Body: "again"},
+		{Name: "kept/"},
+		{Name: "kept/high", Body: "high"},
 		{Name: "home/", UID: 1001, GID: 1001, Mode: 0o750, Xattrs: map[string]string{"user.dir": "1"}},
 	}
 	empty := gzipped(t, imagetest.Tar(t))
@@ -161,8 +183,10 @@ func TestPullTakesOverTheConfiguration(t *testing.T) {
 			Entrypoint: []string{"/lib/systemd/systemd"}, Cmd: []string{"--x"}, Env: []string{"A=1"}, User: "app:app", WorkingDir: "/srv",
 			StopSignal: "SIGRTMIN+3", Volumes: map[string]struct{}{"/data": {}}, ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}},
 			Labels: map[string]string{"l": "v"},
-			Healthcheck: &v1.HealthConfig{Test: []string{"CMD-SHELL", "curl -f localhost"}, Interval: 1500 * time.Millisecond,
-				Timeout: 3 * time.Second, StartPeriod: time.Minute, Retries: 5},
+			Healthcheck: &v1.HealthConfig{
+				Test: []string{"CMD-SHELL", "curl -f localhost"}, Interval: 1500 * time.Millisecond,
+				Timeout: 3 * time.Second, StartPeriod: time.Minute, Retries: 5,
+			},
 		}
 	})
 	img := pull(t, s, p.ref)
@@ -190,8 +214,14 @@ func TestPullFindsSystemImages(t *testing.T) {
 		args []string
 		want bool
 	}{
-		{[]string{"/sbin/init"}, true}, {[]string{"/init"}, true}, {[]string{"systemd"}, true}, {[]string{"/start"}, true},
-		{[]string{"/usr/bin/dinit"}, true}, {[]string{"/bin/app"}, false}, {[]string{"sh", "-c", "/sbin/init"}, false}, {nil, false},
+		{[]string{"/sbin/init"}, true},
+		{[]string{"/init"}, true},
+		{[]string{"systemd"}, true},
+		{[]string{"/start"}, true},
+		{[]string{"/usr/bin/dinit"}, true},
+		{[]string{"/bin/app"}, false},
+		{[]string{"sh", "-c", "/sbin/init"}, false},
+		{nil, false},
 	} {
 		p := r.push(fmt.Sprintf("sys:%d", n), root, func(cf *v1.ConfigFile, _ *v1.Manifest) { cf.Config.Cmd = c.args })
 		if img := pull(t, s, p.ref); img.System != c.want {

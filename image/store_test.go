@@ -277,8 +277,10 @@ func TestBaseIsBuiltIn(t *testing.T) {
 		t.Error(d)
 	}
 	root := imagetest.Mount(t, s.EROFS(img.Digest))
-	for _, name := range []string{"bin/busybox", "bin/sh", "sbin/ip", "usr/bin/wget", "etc/passwd", "etc/group", "etc/hosts", "etc/resolv.conf",
-		"etc/hostname", "etc/profile", "etc/nsswitch.conf", "etc/os-release", "tmp", "root", "var", "run", "home", "proc", "sys", "dev", "var/www/index.html", "bin/base-init"} {
+	for _, name := range []string{
+		"bin/busybox", "bin/sh", "sbin/ip", "usr/bin/wget", "etc/passwd", "etc/group", "etc/hosts", "etc/resolv.conf",
+		"etc/hostname", "etc/profile", "etc/nsswitch.conf", "etc/os-release", "tmp", "root", "var", "run", "home", "proc", "sys", "dev", "var/www/index.html", "bin/base-init",
+	} {
 		if _, err := os.Lstat(filepath.Join(root, name)); err != nil {
 			t.Error(err)
 		}

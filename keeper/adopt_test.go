@@ -101,8 +101,10 @@ func TestNextKeeperTakesOverEverything(t *testing.T) {
 	}
 
 	// To adopt what was taken over is no error, and changes nothing.
-	g, err := k.Adopt(t.Context(), AdoptRequest{ID: "tty", PID: terminal.PID, StartTime: terminal.StartTime,
-		Dir: tty.Dir, LogDir: tty.LogDir, Terminal: true})
+	g, err := k.Adopt(t.Context(), AdoptRequest{
+		ID: "tty", PID: terminal.PID, StartTime: terminal.StartTime,
+		Dir: tty.Dir, LogDir: tty.LogDir, Terminal: true,
+	})
 	if err != nil || len(g.Lost) > 0 || g.Exited {
 		t.Errorf("adopt: %+v %v", g, err)
 	}

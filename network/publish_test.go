@@ -266,9 +266,15 @@ func TestMeets(t *testing.T) {
 		a, b string
 		want bool
 	}{
-		{"127.0.0.1", "0.0.0.0", true}, {"0.0.0.0", "127.0.0.1", true}, {"127.0.0.1", "127.0.0.2", false},
-		{"::", "127.0.0.1", true}, {"::", "0.0.0.0", true}, {"0.0.0.0", "::", false}, {"::1", "::", true},
-		{"::ffff:127.0.0.1", "127.0.0.1", true}, {"::1", "0.0.0.0", false},
+		{"127.0.0.1", "0.0.0.0", true},
+		{"0.0.0.0", "127.0.0.1", true},
+		{"127.0.0.1", "127.0.0.2", false},
+		{"::", "127.0.0.1", true},
+		{"::", "0.0.0.0", true},
+		{"0.0.0.0", "::", false},
+		{"::1", "::", true},
+		{"::ffff:127.0.0.1", "127.0.0.1", true},
+		{"::1", "0.0.0.0", false},
 	} {
 		if got := meets(netip.MustParseAddr(test.a), netip.MustParseAddr(test.b)); got != test.want {
 			t.Errorf("%s and %s: %v", test.a, test.b, got)

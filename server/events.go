@@ -30,7 +30,8 @@ func (s *Server) eventRoutes() {
 	op := route("operations", "watch-events", http.MethodGet, "/v1/events", "Watch what happens")
 	op.Description = "Server-sent events (WHATWG HTML §9.2): id is the event's, data is the event as JSON. Ids grow and are never reused; a client that was cut off goes on with Last-Event-ID. Comments come while nothing happens."
 	op.Responses = map[string]*huma.Response{"200": {Description: "The events", Content: map[string]*huma.MediaType{
-		"text/event-stream": {Schema: schemaOf[api.Event](s)}}}}
+		"text/event-stream": {Schema: schemaOf[api.Event](s)},
+	}}}
 	handle(s, op, s.watchEvents)
 }
 

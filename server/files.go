@@ -52,8 +52,10 @@ func (s *Server) fileRoutes() {
 	get := route(tag, "get-files", http.MethodGet, path, "Read files of a guest")
 	get.Description = "A tar archive of the path, a directory with all that is below. The guest made it: trust nothing in it. If reading fails on the way the connection is cut."
 	stat := &huma.Header{Description: "What the path is: a FileInfo as JSON in base64", Schema: &huma.Schema{Type: huma.TypeString}}
-	get.Responses = map[string]*huma.Response{"200": {Description: "The archive", Content: binaryBody(tarType),
-		Headers: map[string]*huma.Param{statHeader: stat}}}
+	get.Responses = map[string]*huma.Response{"200": {
+		Description: "The archive", Content: binaryBody(tarType),
+		Headers: map[string]*huma.Param{statHeader: stat},
+	}}
 	handle(s, get, s.getFiles)
 	handle(s, route(tag, "stat-file", http.MethodHead, path, "Look at a file of a guest"), s.statFile)
 	put := route(tag, "put-files", http.MethodPut, path, "Write files into a guest")

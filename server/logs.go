@@ -28,7 +28,8 @@ func (s *Server) logRoutes() {
 	op := route("guests", "read-logs", http.MethodGet, "/v1/instances/{name}/logs", "Read what a guest's entry point wrote")
 	op.Description = "One JSON object a line. The data of all entries of a stream, put together, is what the guest wrote. If reading fails on the way the last line is {\"error\":{...}}."
 	op.Responses = map[string]*huma.Response{"200": {Description: "The log", Content: map[string]*huma.MediaType{
-		"application/x-ndjson": {Schema: schemaOf[keeper.LogEntry](s)}}}}
+		"application/x-ndjson": {Schema: schemaOf[keeper.LogEntry](s)},
+	}}}
 	handle(s, op, s.readLogs)
 }
 

@@ -45,8 +45,10 @@ func apiConfig(version string) huma.Config {
 	return huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
-			Info: &huma.Info{Title: "Cleave", Version: version, Description: apiDescription,
-				License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"}},
+			Info: &huma.Info{
+				Title: "Cleave", Version: version, Description: apiDescription,
+				License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
 			Tags: tags,
 			Components: &huma.Components{
 				Schemas: registry,
@@ -179,8 +181,10 @@ func (m *mergePatch[S]) UnmarshalJSON(p []byte) error {
 
 // Schema implements huma.SchemaProvider.
 func (m *mergePatch[S]) Schema(r huma.Registry) *huma.Schema {
-	labels := &huma.Schema{Type: huma.TypeObject, Nullable: true, Description: "A null value removes the label",
-		AdditionalProperties: &huma.Schema{Type: huma.TypeString, Nullable: true}}
+	labels := &huma.Schema{
+		Type: huma.TypeObject, Nullable: true, Description: "A null value removes the label",
+		AdditionalProperties: &huma.Schema{Type: huma.TypeString, Nullable: true},
+	}
 	spec := patchSchema(r, reflect.TypeFor[S]())
 	return &huma.Schema{
 		Type:                 huma.TypeObject,

@@ -72,8 +72,10 @@ func (r *renderer) line(format string, args ...any) { fmt.Fprintf(&r.out, format
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 
 func byMethod(p *huma.PathItem) map[string]*huma.Operation {
-	return map[string]*huma.Operation{http.MethodGet: p.Get, http.MethodHead: p.Head, http.MethodPost: p.Post,
-		http.MethodPut: p.Put, http.MethodPatch: p.Patch, http.MethodDelete: p.Delete}
+	return map[string]*huma.Operation{
+		http.MethodGet: p.Get, http.MethodHead: p.Head, http.MethodPost: p.Post,
+		http.MethodPut: p.Put, http.MethodPatch: p.Patch, http.MethodDelete: p.Delete,
+	}
 }
 
 func (r *renderer) operations(tag string) (ops []*huma.Operation) {

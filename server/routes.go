@@ -58,8 +58,10 @@ func handle[I, O any](s *Server, op huma.Operation, fn func(ctx context.Context,
 	}
 	op.BodyReadTimeout = s.body
 	problem := schemaOf[Problem](s)
-	op.Responses["default"] = &huma.Response{Description: "It failed",
-		Content: map[string]*huma.MediaType{problemType: {Schema: problem}}}
+	op.Responses["default"] = &huma.Response{
+		Description: "It failed",
+		Content:     map[string]*huma.MediaType{problemType: {Schema: problem}},
+	}
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		if w := callOf(ctx).w; w != nil && op.RequestBody != nil {
 			// The deadline was for the body; the work may take longer.

@@ -49,8 +49,15 @@ func TestFindUser(t *testing.T) {
 		{"4000:4001", account{4000, 4001, nil, "", "/"}, true},
 		{"12", account{1200, 1200, nil, "12", "/twelve"}, true}, // a name first
 		{"0:55", account{0, 5500, nil, "root", "/root"}, true},
-		{spec: "nobody-here"}, {spec: "web:nogroup"}, {spec: "none"}, {spec: "bad"}, {spec: "-1"}, {spec: "4294967295"},
-		{spec: "0:-1"}, {spec: "broken"}, {spec: "web:www:x"},
+		{spec: "nobody-here"},
+		{spec: "web:nogroup"},
+		{spec: "none"},
+		{spec: "bad"},
+		{spec: "-1"},
+		{spec: "4294967295"},
+		{spec: "0:-1"},
+		{spec: "broken"},
+		{spec: "web:www:x"},
 	} {
 		got, err := a.find(tc.spec)
 		if (err == nil) != tc.ok {

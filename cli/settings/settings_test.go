@@ -179,8 +179,10 @@ func TestFlagsFillAnInstance(t *testing.T) {
 	p := Patch{Dir: "/base"}
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
 	InstanceFlags(fs, &p)
-	err := fs.Parse([]string{"--cpus", "1.5", "-m", "1GiB", "-e", "FROM_HERE", "-e", "C=a,b", "--env-file", file,
-		"-p", "80:80", "-p", "443:443", "--autostart", "--init=false", "-v", "./x:/x", "--no-health", "--network", "none"})
+	err := fs.Parse([]string{
+		"--cpus", "1.5", "-m", "1GiB", "-e", "FROM_HERE", "-e", "C=a,b", "--env-file", file,
+		"-p", "80:80", "-p", "443:443", "--autostart", "--init=false", "-v", "./x:/x", "--no-health", "--network", "none",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

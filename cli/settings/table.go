@@ -59,26 +59,36 @@ type Table []*Setting
 
 // Instance is the table of instances, ordered by section and use.
 var Instance = Table{
-	{Key: "kind", Flag: "kind", Value: "KIND", Section: Process, Path: "spec.kind", parse: text,
-		Choices: []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}, Doc: "the wall around the guest"},
+	{
+		Key: "kind", Flag: "kind", Value: "KIND", Section: Process, Path: "spec.kind", parse: text,
+		Choices: []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}, Doc: "the wall around the guest",
+	},
 	{Key: "image", Value: "IMAGE", Section: Process, Path: "spec.image", parse: text, Doc: "image it is made from"},
 	{Key: "command", Value: "COMMAND", Section: Process, Path: "spec.command", parse: words, Doc: "arguments for the entry point"},
 	{Key: "entrypoint", Flag: "entrypoint", Value: "COMMAND", Section: Process, Path: "spec.entrypoint", parse: words, Doc: "replace the image's entry point"},
-	{Key: "env", Flag: "env", Short: "e", Value: "NAME=VALUE", Section: Process, Path: "spec.env", parse: text, shape: table,
-		Doc: "environment variable; NAME alone takes it from here"},
+	{
+		Key: "env", Flag: "env", Short: "e", Value: "NAME=VALUE", Section: Process, Path: "spec.env", parse: text, shape: table,
+		Doc: "environment variable; NAME alone takes it from here",
+	},
 	{Key: "user", Flag: "user", Short: "u", Value: "USER[:GROUP]", Section: Process, Path: "spec.user", parse: text, Doc: "user of the entry point"},
 	{Key: "workdir", Flag: "workdir", Short: "w", Value: "DIR", Section: Process, Path: "spec.workDir", parse: text, Doc: "working directory of the entry point"},
 	{Key: "hostname", Flag: "hostname", Value: "NAME", Section: Process, Path: "spec.hostname", parse: text, Doc: "host name (default: the instance's name)"},
-	{Key: "system", Aliases: []string{"init"}, Flag: "system", Section: Process, Path: "spec.init", parse: boolean,
-		Doc: "treat the entry point as an init system (default: found out from the image)"},
+	{
+		Key: "system", Aliases: []string{"init"}, Flag: "system", Section: Process, Path: "spec.init", parse: boolean,
+		Doc: "treat the entry point as an init system (default: found out from the image)",
+	},
 	{Key: "tty", Section: Process, Path: "spec.tty", parse: boolean, Doc: "give the entry point a terminal"},
 	{Key: "stdin", Section: Process, Path: "spec.stdin", parse: boolean, Doc: "keep standard input open for attaching"},
 	{Key: "labels", Aliases: []string{"label"}, Flag: "label", Short: "l", Value: "NAME=VALUE", Section: Process, Path: "labels", parse: text, shape: table, Doc: "label to select it by"},
 
-	{Key: "power", Value: "STATE", Section: Life, Path: "spec.power", parse: text,
-		Choices: []string{string(api.PowerRunning), string(api.PowerStopped), string(api.PowerPaused)}, Doc: "state it shall be in"},
-	{Key: "restart", Flag: "restart", Value: "POLICY", Section: Life, Path: "spec.restart", parse: text,
-		Choices: []string{string(api.RestartNever), string(api.RestartOnFailure), string(api.RestartAlways)}, Doc: "what happens when it ends by itself"},
+	{
+		Key: "power", Value: "STATE", Section: Life, Path: "spec.power", parse: text,
+		Choices: []string{string(api.PowerRunning), string(api.PowerStopped), string(api.PowerPaused)}, Doc: "state it shall be in",
+	},
+	{
+		Key: "restart", Flag: "restart", Value: "POLICY", Section: Life, Path: "spec.restart", parse: text,
+		Choices: []string{string(api.RestartNever), string(api.RestartOnFailure), string(api.RestartAlways)}, Doc: "what happens when it ends by itself",
+	},
 	{Key: "autostart", Flag: "autostart", Section: Life, Path: "spec.autostart", parse: boolean, Doc: "start with the host"},
 	{Key: "ephemeral", Flag: "ephemeral", Section: Life, Path: "spec.ephemeral", parse: boolean, Doc: "delete it when it stops"},
 	{Key: "stop.signal", Flag: "stop-signal", Value: "SIGNAL", Section: Life, Path: "spec.stopSignal", parse: text, Doc: "signal that asks it to stop"},
@@ -101,13 +111,19 @@ var Instance = Table{
 
 	{Key: "disk", Aliases: []string{"disk.size", "root.size"}, Flag: "disk", Value: "SIZE", Section: Storage, Path: "spec.root.size", parse: size, Doc: "how much it may write to its root (default 10GiB)"},
 	{Key: "pool", Aliases: []string{"root.pool"}, Flag: "pool", Value: "POOL", Section: Storage, Path: "spec.root.pool", parse: text, Doc: "pool of the root volume"},
-	{Key: "volumes", Aliases: []string{"volume"}, Flag: "volume", Short: "v", Value: "VOLUME|/DIR:TARGET[:ro]", Section: Storage, Path: "spec.mounts", parse: mount, shape: list,
-		Doc: "volume, or directory of the host, at TARGET in the guest"},
+	{
+		Key: "volumes", Aliases: []string{"volume"}, Flag: "volume", Short: "v", Value: "VOLUME|/DIR:TARGET[:ro]", Section: Storage, Path: "spec.mounts", parse: mount, shape: list,
+		Doc: "volume, or directory of the host, at TARGET in the guest",
+	},
 
-	{Key: "networks", Aliases: []string{"network"}, Flag: "network", Value: "NETWORK[:ip=ADDR]", Section: Net, Path: "spec.nics", parse: nic, shape: list,
-		Doc: "port on a network; further options after commas: ip6=, mac=, name=; 'none' for no network"},
-	{Key: "publish", Flag: "publish", Short: "p", Value: "[IP:]HOST:GUEST[/udp]", Section: Net, Path: "spec.publish", parse: publish, shape: list,
-		Doc: "forward a port (or range) of the host to the guest"},
+	{
+		Key: "networks", Aliases: []string{"network"}, Flag: "network", Value: "NETWORK[:ip=ADDR]", Section: Net, Path: "spec.nics", parse: nic, shape: list,
+		Doc: "port on a network; further options after commas: ip6=, mac=, name=; 'none' for no network",
+	},
+	{
+		Key: "publish", Flag: "publish", Short: "p", Value: "[IP:]HOST:GUEST[/udp]", Section: Net, Path: "spec.publish", parse: publish, shape: list,
+		Doc: "forward a port (or range) of the host to the guest",
+	},
 
 	{Key: "health.command", Flag: "health-cmd", Value: "COMMAND", Section: Health, Path: "spec.health.command", parse: shellCommand, Doc: "healthy while this exits with 0; empty turns the image's check off"},
 	{Key: "health.interval", Flag: "health-interval", Value: "TIME", Section: Health, Path: "spec.health.intervalSeconds", parse: seconds, Doc: "time between checks (default 30s)"},

@@ -130,15 +130,19 @@ func (s *Stack) gone(live Live) []Step {
 	for i := range live.Instances {
 		in := &live.Instances[i]
 		if in.Labels[Label] == s.Name && find(s.Instances, in.Name) == nil {
-			steps = append(steps, Step{Action: Delete, Kind: "instance", Name: in.Name,
-				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text(document(in.Labels, Normal(in.Spec))), "")})
+			steps = append(steps, Step{
+				Action: Delete, Kind: "instance", Name: in.Name,
+				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text(document(in.Labels, Normal(in.Spec))), ""),
+			})
 		}
 	}
 	for i := range live.Networks {
 		n := &live.Networks[i]
 		if n.Labels[Label] == s.Name && find(s.Networks, n.Name) == nil {
-			steps = append(steps, Step{Action: Delete, Kind: "network", Name: n.Name,
-				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text(document(n.Labels, n.Spec)), "")})
+			steps = append(steps, Step{
+				Action: Delete, Kind: "network", Name: n.Name,
+				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text(document(n.Labels, n.Spec)), ""),
+			})
 		}
 	}
 	return steps

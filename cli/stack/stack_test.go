@@ -318,9 +318,11 @@ func TestUnifiedAsDiffWouldPrint(t *testing.T) {
 	for _, l := range Unified("old", "new", old, now) {
 		got = append(got, string(l.Op)+l.Text)
 	}
-	want := []string{"@--- old", "@+++ new",
+	want := []string{
+		"@--- old", "@+++ new",
 		"@@@ -1,5 +1,5 @@", " line a", "-line b", "+LINE B", " line c", " line d", " line e",
-		"@@@ -15,6 +15,5 @@", " line o", " line p", " line q", "-line r", " line s", " line t"}
+		"@@@ -15,6 +15,5 @@", " line o", " line p", " line q", "-line r", " line s", " line t",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

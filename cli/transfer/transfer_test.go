@@ -95,12 +95,18 @@ func TestUnpackCopies(t *testing.T) {
 		{name: "a file under another name", top: "hosts", to: "copy", archive: []string{"f hosts x"}, want: []string{"copy=x -rwxr-xr-x"}},
 		{name: "a file over a file", top: "a", to: "a", before: []string{"a=old"}, archive: []string{"f a new"}, want: []string{"a=new -rwxr-xr-x"}},
 		{name: "a symbolic link as it is", top: "a", to: "a", archive: []string{"l a -> /etc/passwd"}, want: []string{"a -> /etc/passwd"}},
-		{name: "a directory", top: "d", to: "e", archive: []string{"d d/", "f d/x 1", "d d/s", "f d/s/y 2", "l d/s/up -> ../../..", "h d/z -> d/x"},
-			want: []string{"e/ -rwxr-xr-x", "e/s/ -rwxr-xr-x", "e/s/up -> ../../..", "e/s/y=2 -rwxr-xr-x", "e/x=1 -rwxr-xr-x", "e/z=1 -rwxr-xr-x"}},
-		{name: "contents", top: ".", to: ".", before: []string{"keep=1"}, archive: []string{"d ./", "f ./x 1", "d s", "f s/y 2"},
-			want: []string{"keep=1 -rw-------", "s/ -rwxr-xr-x", "s/y=2 -rwxr-xr-x", "x=1 -rwxr-xr-x"}},
-		{name: "into a directory that is there and keeps its mode", top: "d", to: "d", before: []string{"d/old=1"}, archive: []string{"d d", "f d/new 2"},
-			want: []string{"d/ -rwx------", "d/new=2 -rwxr-xr-x", "d/old=1 -rw-------"}},
+		{
+			name: "a directory", top: "d", to: "e", archive: []string{"d d/", "f d/x 1", "d d/s", "f d/s/y 2", "l d/s/up -> ../../..", "h d/z -> d/x"},
+			want: []string{"e/ -rwxr-xr-x", "e/s/ -rwxr-xr-x", "e/s/up -> ../../..", "e/s/y=2 -rwxr-xr-x", "e/x=1 -rwxr-xr-x", "e/z=1 -rwxr-xr-x"},
+		},
+		{
+			name: "contents", top: ".", to: ".", before: []string{"keep=1"}, archive: []string{"d ./", "f ./x 1", "d s", "f s/y 2"},
+			want: []string{"keep=1 -rw-------", "s/ -rwxr-xr-x", "s/y=2 -rwxr-xr-x", "x=1 -rwxr-xr-x"},
+		},
+		{
+			name: "into a directory that is there and keeps its mode", top: "d", to: "d", before: []string{"d/old=1"}, archive: []string{"d d", "f d/new 2"},
+			want: []string{"d/ -rwx------", "d/new=2 -rwxr-xr-x", "d/old=1 -rw-------"},
+		},
 		{name: "without devices", top: "d", to: "d", archive: []string{"d d", "c d/null", "f d/x 1"}, want: []string{"d/ -rwxr-xr-x", "d/x=1 -rwxr-xr-x"}, left: []string{"null"}},
 		{name: "a link over itself", top: "d", to: "d", archive: []string{"d d", "f d/x 1", "h d/x -> d/x"}, want: []string{"d/ -rwxr-xr-x", "d/x=1 -rwxr-xr-x"}},
 	} {

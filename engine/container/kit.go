@@ -28,8 +28,11 @@ var nodes = []node{
 var systemNodes = []node{{"fuse", 10, 229}, {"net/tun", 10, 200}}
 
 var links = [][2]string{
-	{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"},
-	{"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+	{"ptmx", "pts/ptmx"},
+	{"fd", "/proc/self/fd"},
+	{"stdin", "/proc/self/fd/0"},
+	{"stdout", "/proc/self/fd/1"},
+	{"stderr", "/proc/self/fd/2"},
 }
 
 // kit fills the small file system that setup takes a guest's devices and

@@ -322,8 +322,10 @@ func (s *suite) update(t *testing.T) {
 	}
 	spec := s.spec(t, `sleep 1000`)
 	s.start(t, spec)
-	r := api.Resources{CPUs: 0.5, CPUWeight: 200, CPUSet: "0", Memory: 64 * api.MiB, MemorySoft: 32 * api.MiB, PIDs: 100,
-		DiskRead: 10 * api.MiB, DiskWrite: 10 * api.MiB, DiskReadIO: 1000, DiskWriteO: 1000}
+	r := api.Resources{
+		CPUs: 0.5, CPUWeight: 200, CPUSet: "0", Memory: 64 * api.MiB, MemorySoft: 32 * api.MiB, PIDs: 100,
+		DiskRead: 10 * api.MiB, DiskWrite: 10 * api.MiB, DiskReadIO: 1000, DiskWriteO: 1000,
+	}
 	if err := s.Engine.Update(t.Context(), spec.ID, r, spec.Root.Dir); err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,9 @@ func newLXD(ctx context.Context, bin, dir string) (*lxd, error) {
 func (l *lxd) launch(name string) *exec.Cmd {
 	return exec.Command("lxc", "launch", "--quiet", lxdImage, name, "--no-profiles", "--storage", l.pool)
 }
-func (l *lxd) exec(name string) *exec.Cmd   { return exec.Command("lxc", "exec", name, "--", "true") }
+
+func (l *lxd) exec(name string) *exec.Cmd { return exec.Command("lxc", "exec", name, "--", "true") }
+
 func (l *lxd) delete(name string) *exec.Cmd { return exec.Command("lxc", "delete", "--force", name) }
 func (l *lxd) list() *exec.Cmd              { return exec.Command("lxc", "list") }
 

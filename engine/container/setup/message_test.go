@@ -114,9 +114,15 @@ func TestWaitTellsHowItWent(t *testing.T) {
 		system bool
 		want   string
 	}{
-		{started, false, ""}, {started, true, ""}, {started + failed, true, "no such program"},
-		{failed, false, "no such program"}, {failed, true, "no such program"},
-		{"", false, "EOF"}, {"", true, "EOF"}, {"garbage", false, "invalid character"}, {started + "garbage", true, "invalid character"},
+		{started, false, ""},
+		{started, true, ""},
+		{started + failed, true, "no such program"},
+		{failed, false, "no such program"},
+		{failed, true, "no such program"},
+		{"", false, "EOF"},
+		{"", true, "EOF"},
+		{"garbage", false, "invalid character"},
+		{started + "garbage", true, "invalid character"},
 	} {
 		err := Wait(strings.NewReader(c.answer), c.system)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -22,8 +22,10 @@ func fake(t *testing.T, v2 bool) (*Tree, *Group) {
 		"cpu":    {"cpu.shares": "1024", "cpu.cfs_quota_us": "-1", "cpu.stat": "throttled_time 5"},
 		"memory": {"memory.limit_in_bytes": "-1", "memory.memsw.limit_in_bytes": "-1", "memory.soft_limit_in_bytes": "-1"},
 		"pids":   {"pids.max": "max"},
-		"blkio": {"blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": "", "blkio.throttle.read_iops_device": "",
-			"blkio.throttle.write_iops_device": ""},
+		"blkio": {
+			"blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": "", "blkio.throttle.read_iops_device": "",
+			"blkio.throttle.write_iops_device": "",
+		},
 	}
 	if v2 {
 		files = map[string]map[string]string{"unified": {

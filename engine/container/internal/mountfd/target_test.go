@@ -17,10 +17,21 @@ func TestTargetStaysInsideAndMakesWhatIsMissing(t *testing.T) {
 		dir  bool
 		want string // below the root; empty for an error
 	}{
-		{"/a/b", true, "a/b"}, {"/new/x/y", true, "new/x/y"}, {"/a/file", false, "a/file"}, {"/", true, "."},
-		{"/../../../a", true, "a"}, {"/a/../../../a/b", true, "a/b"}, {"a//b/.", true, "a/b"},
-		{"/up/a/b", true, "a/b"}, {"/abs/f", false, "a/f"}, {"/dangling/x", true, "not/there/x"}, {"/danglingfile", false, "not/here"},
-		{"/a/rel/z", true, "c/z"}, {"/loop", true, ""}, {"/loop/x", true, ""}, {"/f/x", true, ""},
+		{"/a/b", true, "a/b"},
+		{"/new/x/y", true, "new/x/y"},
+		{"/a/file", false, "a/file"},
+		{"/", true, "."},
+		{"/../../../a", true, "a"},
+		{"/a/../../../a/b", true, "a/b"},
+		{"a//b/.", true, "a/b"},
+		{"/up/a/b", true, "a/b"},
+		{"/abs/f", false, "a/f"},
+		{"/dangling/x", true, "not/there/x"},
+		{"/danglingfile", false, "not/here"},
+		{"/a/rel/z", true, "c/z"},
+		{"/loop", true, ""},
+		{"/loop/x", true, ""},
+		{"/f/x", true, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			base := t.TempDir()

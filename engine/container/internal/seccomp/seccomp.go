@@ -208,16 +208,20 @@ func condition(a specs.LinuxSeccompArg, skip uint32) ([]bpf.Instruction, error) 
 	switch a.Op {
 	case specs.OpEqualTo:
 		return []bpf.Instruction{
-			load(1), bpf.JumpIf{Cond: bpf.JumpEqual, Val: hi, SkipFalse: 2},
-			load(0), bpf.JumpIf{Cond: bpf.JumpEqual, Val: lo, SkipTrue: 1},
+			load(1),
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: hi, SkipFalse: 2},
+			load(0),
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: lo, SkipTrue: 1},
 			fail,
 		}, nil
 	case specs.OpMaskedEqual:
 		want := a.ValueTwo
 		return []bpf.Instruction{
-			load(1), bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: hi},
+			load(1),
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: hi},
 			bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(want >> 32), SkipFalse: 3},
-			load(0), bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: lo},
+			load(0),
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: lo},
 			bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(want), SkipTrue: 1},
 			fail,
 		}, nil
@@ -226,8 +230,10 @@ func condition(a specs.LinuxSeccompArg, skip uint32) ([]bpf.Instruction, error) 
 			break
 		}
 		return []bpf.Instruction{
-			load(1), bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipFalse: 2},
-			load(0), bpf.JumpIf{Cond: bpf.JumpLessThan, Val: lo, SkipTrue: 1},
+			load(1),
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipFalse: 2},
+			load(0),
+			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: lo, SkipTrue: 1},
 			fail,
 		}, nil
 	}
