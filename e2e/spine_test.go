@@ -151,7 +151,7 @@ func TestDaemonMayDieAtAnyTime(t *testing.T) {
 		}
 		next = n
 	}
-	if next < 300 {
+	if next < 150 { // each takes over 10 ms, and longer under emulation
 		t.Errorf("%d lines in over 4 s", next)
 	}
 }
