@@ -203,8 +203,10 @@ func (c *Controller) resumeGuest(ctx context.Context, in *api.Instance, g *guest
 		return
 	}
 	// A change of limits may have been cut short between guest and record.
-	if err := c.limit(ctx, in); err != nil {
-		c.log.Warn("limits could not be set anew", "instance", in.Name, "error", err)
+	if (&task{ops: c.ops.openFor(in.ID)}).has("instance.update") != nil {
+		if err := c.limit(ctx, in); err != nil {
+			c.log.Warn("limits could not be set anew", "instance", in.Name, "error", err)
+		}
 	}
 	c.watchHealth(in, g)
 }
