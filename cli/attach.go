@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -69,7 +70,7 @@ func (a *app) attach(ctx context.Context, o attachment) error {
 	}()
 	exit, err := s.Run(ctx, streams)
 	if errors.Is(err, client.ErrDetached) {
-		io.WriteString(a.err.W, "\r\n") // the guest's line stays as it is
+		fmt.Fprint(a.err.W, "\r\n") // the guest's line stays as it is
 	}
 	if err != nil {
 		return err
@@ -145,6 +146,10 @@ func (k *detachKeys) String() string { return "" }
 // Type is the placeholder in help.
 func (k *detachKeys) Type() string { return "KEYS" }
 
+// controlKeys are the keys that give a control character together with Ctrl:
+// the low five bits of their own.
+const controlKeys = "@abcdefghijklmnopqrstuvwxyz[\\]^_"
+
 // Set reads keys such as ctrl-p,ctrl-q; none turns detaching off.
 func (k *detachKeys) Set(text string) error {
 	*k = ""
@@ -154,7 +159,7 @@ func (k *detachKeys) Set(text string) error {
 		case word == "" || word == "none":
 		case len(word) == 1:
 			*k += detachKeys(word)
-		case isCtrl && len(ctrl) == 1 && strings.Contains("@abcdefghijklmnopqrstuvwxyz[\\]^_", ctrl):
+		case isCtrl && len(ctrl) == 1 && strings.Contains(controlKeys, ctrl):
 			*k += detachKeys(ctrl[0] & 0x1f)
 		default:
 			return errors.New("write keys like ctrl-a,q")

@@ -28,7 +28,7 @@ func (a *app) help(cmd *cobra.Command, _ []string) {
 	}
 	h := &helpWriter{width: width, p: a.out}
 	h.write(cmd)
-	io.WriteString(a.out.W, h.String())
+	fmt.Fprint(a.out.W, h.String())
 }
 
 type helpWriter struct {

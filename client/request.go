@@ -136,7 +136,7 @@ func do[T any](ctx context.Context, c *Client, r request) (*T, error) {
 		}
 		return nil, api.Errorf(api.CodeUnavailable, "reading the daemon's answer to %s %s: %w", r.method, r.path, err)
 	}
-	io.Copy(io.Discard, resp.Body) // so that the connection is used again
+	_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
 	return out, nil
 }
 
@@ -146,7 +146,7 @@ func (c *Client) call(ctx context.Context, r request) error {
 	if err != nil {
 		return err
 	}
-	io.Copy(io.Discard, resp.Body)
+	_, _ = io.Copy(io.Discard, resp.Body)
 	return resp.Body.Close()
 }
 

@@ -80,7 +80,7 @@ func (c *Client) session(ctx context.Context, r request) (*Session, error) {
 	u.Scheme = map[string]string{"http": "ws", "https": "wss"}[u.Scheme]
 	opts := &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: http.Header{}}
 	c.header(opts.HTTPHeader)
-	conn, resp, err := websocket.Dial(ctx, u.String()+t.URL, opts)
+	conn, resp, err := websocket.Dial(ctx, u.String()+t.URL, opts) //nolint:bodyclose // Dial leaves nothing to close
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 300 {
 			return nil, problem(resp)
@@ -183,7 +183,7 @@ func (s *Session) send(ctx context.Context, stdin io.Reader) {
 			return
 		}
 		if err != nil {
-			s.tell(ctx, control{EOF: true})
+			_ = s.tell(ctx, control{EOF: true}) // Run learns what is wrong with the connection
 			return
 		}
 	}

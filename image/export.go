@@ -134,11 +134,11 @@ func (r *rootReader) header(name string, info fs.FileInfo, seen map[int64]string
 		}
 		h.PAXRecords["SCHILY.xattr."+attr] = value
 	}
-	if first, ok := seen[int64(st.Ino)]; ok && !mode.IsDir() {
+	if first, ok := seen[st.Ino]; ok && !mode.IsDir() {
 		h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
 		return h, nil
 	}
-	seen[int64(st.Ino)] = name
+	seen[st.Ino] = name
 	switch mode.Type() {
 	case 0:
 		h.Typeflag, h.Size = tar.TypeReg, info.Size()

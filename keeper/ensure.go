@@ -79,7 +79,7 @@ func spawn(ctx context.Context, socket, binary string) (pid int, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	go p.Wait() // ends with the keeper; if it outlives this process, init waits
+	go func() { _, _ = p.Wait() }() // ends with the keeper; if it outlives this process, init waits
 
 	ready.SetReadDeadline(time.Now().Add(spawnTimeout))
 	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Unix(1, 0)) })
@@ -92,7 +92,7 @@ func spawn(ctx context.Context, socket, binary string) (pid int, err error) {
 		}
 	}
 	if err != nil {
-		p.Kill()
+		_ = p.Kill()
 		return fail(err)
 	}
 	return p.Pid, nil

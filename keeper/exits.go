@@ -27,7 +27,7 @@ func (s *server) serveExits(c *conn) {
 	left := make(chan struct{})
 	go func() {
 		defer close(left)
-		c.Read(make([]byte, 1)) // the client says nothing more: this is its leaving
+		_, _ = c.Read(make([]byte, 1)) // the client says nothing more: this is its leaving
 		sub.close()
 	}()
 	for {

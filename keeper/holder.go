@@ -135,7 +135,7 @@ func (st *store) replace() error {
 	if err != nil {
 		return err
 	}
-	go p.Wait() // ends with the holder; one that outlives the keeper is init's
+	go func() { _, _ = p.Wait() }() // ends with the holder; one that outlives the keeper is init's
 	_, err = st.connect()
 	return err
 }

@@ -223,13 +223,14 @@ func (r *logReader) advance() (bool, error) {
 	if err := next.open(); err != nil {
 		return false, err
 	}
-	if len(next.files) > 0 && sameFile(next.files[0].f, last.f) {
+	switch {
+	case len(next.files) > 0 && sameFile(next.files[0].f, last.f):
 		// It is the previous one of two, or still the current one.
 		next.files[0].f.Close()
 		next.files = next.files[1:]
-	} else if len(next.files) == 2 && sameFile(next.files[1].f, last.f) {
+	case len(next.files) == 2 && sameFile(next.files[1].f, last.f):
 		next.close()
-	} else if len(next.files) == 2 {
+	case len(next.files) == 2:
 		text := "output is missing here: it was rotated away before it was read\n"
 		if err := r.yield(LogEntry{Time: time.Now().UTC(), Stream: streamKeeper, Data: []byte(text)}); err != nil {
 			next.close()

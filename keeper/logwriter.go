@@ -147,7 +147,7 @@ func (w *logWriter) rotate() error {
 // close writes what is still to be said.
 func (w *logWriter) close() {
 	if w.lost > 0 {
-		w.append(appendRecords(nil, time.Now(), streamKeeper, w.remark()))
+		_ = w.append(appendRecords(nil, time.Now(), streamKeeper, w.remark()))
 	}
 	if w.fd >= 0 {
 		unix.Close(w.fd)

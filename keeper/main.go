@@ -189,7 +189,8 @@ func claim(socket string) (*os.File, error) {
 		f.Close()
 		return nil, taken
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

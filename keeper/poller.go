@@ -84,7 +84,7 @@ func (p *poller) run() {
 
 // close ends the poller's goroutine. Functions that it started may still run.
 func (p *poller) close() {
-	unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	_, _ = unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	<-p.done
 	unix.Close(p.epoll)
 	unix.Close(p.wake)
@@ -107,16 +107,9 @@ func (p *poller) add(fd int, events uint32, ready func()) (*watch, error) {
 // arm lets the watch fire again.
 func (w *watch) arm() error { return w.control(unix.EPOLL_CTL_MOD) }
 
-// expect changes the events that the watch fires for, and arms it. Hang-up
-// and error are always among them.
-func (w *watch) expect(events uint32) error {
-	w.events = events | unix.EPOLLONESHOT
-	return w.arm()
-}
-
 func (w *watch) remove() {
 	w.forget()
-	unix.EpollCtl(w.poll.epoll, unix.EPOLL_CTL_DEL, w.fd, nil)
+	_ = unix.EpollCtl(w.poll.epoll, unix.EPOLL_CTL_DEL, w.fd, nil)
 }
 
 func (w *watch) forget() {

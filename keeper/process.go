@@ -49,7 +49,7 @@ func (l *launch) clone() (pid, pidfd int, err error) {
 			return pid, pidfd, nil
 		}
 	}
-	unix.Kill(pid, unix.SIGKILL) // not reaped yet: still ours
+	_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet: still ours
 	waitChild(pid)
 	return 0, -1, err
 }

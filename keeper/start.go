@@ -28,9 +28,9 @@ func (s *server) start(id string, r *startMessage, files []*os.File) (Guest, err
 	}
 	if err := g.watchAll(); err != nil {
 		// Out of memory for a watch: the guest can't be looked after.
-		unix.PidfdSendSignal(g.pidfd, unix.SIGKILL, nil, 0)
+		_ = unix.PidfdSendSignal(g.pidfd, unix.SIGKILL, nil, 0)
 		g.ended()
-		s.forget(id)
+		_ = s.forget(id)
 		return Guest{}, api.Errorf(api.CodeNoResources, "start guest %s: watch its descriptors: %w", id, err)
 	}
 	s.store.save(g)
@@ -87,7 +87,7 @@ func (s *server) launch(id string, l *launch) (*guest, error) {
 	}
 	st, err := readProcStat(g.info.PID)
 	if err != nil {
-		unix.Kill(g.info.PID, unix.SIGKILL)
+		_ = unix.Kill(g.info.PID, unix.SIGKILL)
 		waitChild(g.info.PID)
 		g.discard()
 		return nil, startError(id, "read its start time", err)

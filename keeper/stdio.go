@@ -178,7 +178,7 @@ func openFIFO(dir, name string, access int) (int, error) {
 
 func removeFIFOs(dir string) {
 	for _, name := range []string{fifoStdin, fifoStdout, fifoStderr} {
-		unix.Unlink(filepath.Join(dir, name))
+		os.Remove(filepath.Join(dir, name))
 	}
 }
 
@@ -207,7 +207,7 @@ func openTerminal(owner uint32) (master, slave int, err error) {
 		return -1, -1, err
 	}
 	// Some size is better than 0 by 0 until somebody attaches.
-	unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80})
+	_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80})
 	return master, slave, nil
 }
 

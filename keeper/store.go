@@ -115,7 +115,7 @@ func takeAll(c *conn) (held []heldGuest, err error) {
 // watch notices the holder's end, and starts another. Nothing is ever read:
 // it does not speak unless asked.
 func (st *store) watch(c *conn) {
-	c.Read(make([]byte, 1))
+	_, _ = c.Read(make([]byte, 1))
 	select {
 	case <-time.After(time.Until(st.since.Add(holderPause))):
 	case <-st.closing:

@@ -10,6 +10,7 @@ import (
 	"github.com/cleave-project/cleave/control"
 )
 
+// InstanceName are the requests about one instance.
 type InstanceName struct {
 	Scoped
 	Name string `path:"name" doc:"Name of the instance" example:"web"`

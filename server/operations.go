@@ -93,6 +93,7 @@ func (s *Server) await(ctx context.Context, op *api.Operation, d time.Duration) 
 	return op
 }
 
+// OperationID are the requests about one operation.
 type OperationID struct {
 	Hostwide
 	ID string `path:"id" doc:"ID of the operation"`

@@ -106,7 +106,7 @@ func List[T any](p *Printer, f Format, l Listing[T], items []T) error {
 
 func writeCSV[T any](w io.Writer, l Listing[T], items []T) error {
 	cw := csv.NewWriter(w)
-	cw.Write(l.ColumnNames())
+	_ = cw.Write(l.ColumnNames()) // Error tells
 	row := make([]string, len(l.Columns))
 	for _, it := range items {
 		for i, c := range l.Columns {
@@ -116,7 +116,7 @@ func writeCSV[T any](w io.Writer, l Listing[T], items []T) error {
 				row[i] = c.Cell(it)
 			}
 		}
-		cw.Write(row)
+		_ = cw.Write(row)
 	}
 	cw.Flush()
 	return cw.Error()

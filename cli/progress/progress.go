@@ -147,7 +147,7 @@ func (r *Reporter) draw(now time.Time) {
 		b.WriteString(t.bar(now, r.width-1) + "\x1b[K\n")
 	}
 	b.WriteString("\x1b[J")
-	io.WriteString(r.w, b.String())
+	fmt.Fprint(r.w, b.String())
 	r.lines, r.drawn = len(r.tasks), now
 }
 

@@ -60,7 +60,7 @@ func initialize(conn string) (int, error) {
 func listen() (net.Listener, error) {
 	// Executed by descriptor, the program would have a number for a name in
 	// lists of processes.
-	os.WriteFile("/proc/self/comm", []byte("cleave-agent"), 0)
+	_ = os.WriteFile("/proc/self/comm", []byte("cleave-agent"), 0)
 	f := os.NewFile(listener, "listener")
 	defer f.Close()
 	l, err := net.FileListener(f)

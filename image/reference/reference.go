@@ -112,9 +112,6 @@ func (r Ref) Loopback() bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// IsDigest tells whether s is a whole digest.
-func IsDigest(s string) bool { return digestRE.MatchString(s) }
-
 var prefixRE = regexp.MustCompile(`^(?:sha256:)?([a-f0-9]{6,64})$`)
 
 // DigestPrefix returns the hexadecimal part of a digest or of the beginning

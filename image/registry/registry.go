@@ -175,7 +175,7 @@ func (r *Repository) Stream(ctx context.Context, digest string, offset int64) (i
 		h.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
 		want = http.StatusPartialContent
 	}
-	resp, err := r.get(ctx, "blobs", digest, h, http.StatusOK, want)
+	resp, err := r.get(ctx, "blobs", digest, h, http.StatusOK, want) //nolint:bodyclose // the stream closes it
 	if err != nil {
 		cancel()
 		return nil, err

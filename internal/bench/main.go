@@ -73,10 +73,10 @@ func main() {
 	flag.IntVar(&b.guests, "density", 1000, "guests at once in the density run")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := b.main(ctx, *bin, *only, *peers); err != nil {
+	err := b.main(ctx, *bin, *only, *peers)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
 		os.Exit(1)
 	}
 }

@@ -78,7 +78,7 @@ func table(w io.Writer, title string, rows ...row) {
 			ms(r.cleave.p50()), ms(r.cleave.quantile(0.9)), ms(r.cleave.quantile(0.99)),
 			against(r.cleave, r.lxd), against(r.cleave, r.runc), r.verdict())
 	}
-	t.Flush()
+	_ = t.Flush()
 }
 
 // against is the cells of a peer: its median, and how often Cleave's fits in.
@@ -135,5 +135,5 @@ func facts(w io.Writer, title string, list ...fact) {
 		}
 		fmt.Fprintln(t, line)
 	}
-	t.Flush()
+	_ = t.Flush()
 }

@@ -31,7 +31,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: gendocs cli FILE | gendocs man DIR")
 		os.Exit(2)
 	}
-	err := error(nil)
+	var err error
 	if to := os.Args[2]; os.Args[1] == "cli" {
 		err = os.WriteFile(to, reference(), 0o644)
 	} else {

@@ -94,10 +94,6 @@ func is(f field, value []byte) statement {
 	return append(load(f), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: value})
 }
 
-func not(f field, value []byte) statement {
-	return append(load(f), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: value})
-}
-
 // has matches when a bit of mask is set.
 func has(f field, mask uint32) statement {
 	return append(load(f),

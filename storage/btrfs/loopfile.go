@@ -74,7 +74,7 @@ func openLoopFile(ctx context.Context, c storage.Config) (*loopFile, error) {
 	}
 	if err == nil {
 		if err = l.settle(c.Name); err != nil && mounted == nil {
-			l.unmount()
+			_ = l.unmount() // what failed is the one thing to tell
 		}
 	}
 	if err != nil {
