@@ -124,7 +124,7 @@ func (l *launch) run(ctx context.Context) error {
 		return err
 	}
 	if err := setup.Go(l.conn, l.entry()); err != nil {
-		return l.died(err)
+		return l.refused(ctx, err)
 	}
 	err := l.await(ctx)
 	l.lap("setup")
@@ -358,6 +358,15 @@ func (l *launch) await(ctx context.Context) error {
 	var e *api.Error
 	if errors.As(err, &e) {
 		return fmt.Errorf("start %s: %w", l.spec.Name, e)
+	}
+	return l.died(err)
+}
+
+// refused is the error for a guest that takes no more: it has said why, if
+// it had the time, before it closed the connection.
+func (l *launch) refused(ctx context.Context, err error) error {
+	if said := l.await(ctx); said != nil {
+		return said
 	}
 	return l.died(err)
 }

@@ -1,5 +1,3 @@
-// Package arch holds the tests that keep the tree as docs/architecture.md
-// draws it.
 package arch
 
 import (
