@@ -40,9 +40,10 @@ type ImagePull struct {
 
 // RegistryAuth are a registry's credentials.
 type RegistryAuth struct {
-	Username string `json:"username,omitempty"`
-	Password string `json:"password,omitempty"`
-	Token    string `json:"token,omitempty" doc:"Bearer token instead of a password"`
+	Username      string `json:"username,omitempty"`
+	Password      string `json:"password,omitempty"`
+	Token         string `json:"token,omitempty" doc:"Bearer token instead of a password"`
+	IdentityToken string `json:"identityToken,omitempty" doc:"Refresh token of OAuth 2 instead of a password"`
 }
 
 // ImageBuild asks for an image made by the system's own bootstrap tool.
