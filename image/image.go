@@ -84,7 +84,7 @@ func Open(opts Options) (*Store, error) {
 	s := &Store{
 		opts:   opts,
 		log:    opts.Log,
-		pool:   registry.NewPool(registry.NewKeychain(opts.DockerConfig)),
+		pool:   registry.NewPool(opts.DockerConfig),
 		images: map[string]*record{},
 		names:  map[string]string{},
 		held:   map[string]int{},

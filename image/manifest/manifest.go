@@ -217,10 +217,11 @@ func checkLayer(l v1.Descriptor) error {
 }
 
 var layerTypes = map[types.MediaType]bool{
-	types.OCILayer:                                      true,
-	types.OCILayerZStd:                                  true,
-	types.OCIUncompressedLayer:                          true,
-	types.DockerLayer:                                   true,
-	types.DockerUncompressedLayer:                       true,
+	types.OCILayer:                true,
+	types.OCILayerZStd:            true,
+	types.OCIUncompressedLayer:    true,
+	types.DockerLayer:             true,
+	types.DockerUncompressedLayer: true,
+
 	"application/vnd.docker.image.rootfs.diff.tar.zstd": true,
 }

@@ -24,18 +24,20 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/image/credentials"
 	"github.com/cleave-project/cleave/image/manifest"
 	"github.com/cleave-project/cleave/image/reference"
 )
 
 // Pool holds the connections to all registries.
 type Pool struct {
-	base *http.Transport
-	keys *Keychain
+	base   *http.Transport
+	config string // of Docker, with credentials; where Docker looks if empty
 }
 
-// NewPool returns a pool; CloseIdle ends it.
-func NewPool(keys *Keychain) *Pool {
+// NewPool returns a pool that takes credentials from a Docker configuration,
+// where Docker looks for it if config is empty. CloseIdle ends the pool.
+func NewPool(config string) *Pool {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	t.ResponseHeaderTimeout = 30 * time.Second
@@ -43,7 +45,7 @@ func NewPool(keys *Keychain) *Pool {
 	t.MaxIdleConnsPerHost = 8
 	// A transfer at full speed is copied fewer times with larger reads.
 	t.ReadBufferSize = 64 << 10
-	return &Pool{base: t, keys: keys}
+	return &Pool{base: t, config: config}
 }
 
 // CloseIdle closes the connections that nothing uses.
@@ -52,7 +54,7 @@ func (p *Pool) CloseIdle() { p.base.CloseIdleConnections() }
 // Options say how one registry is spoken to.
 type Options struct {
 	PlainHTTP bool
-	Auth      *api.RegistryAuth // nil: from the keychain
+	Auth      *api.RegistryAuth // nil: from the Docker configuration
 }
 
 // Repository is one repository, with the right to pull from it.
@@ -96,16 +98,16 @@ func (p *Pool) Open(ctx context.Context, ref reference.Ref, opts Options) (*Repo
 }
 
 func (p *Pool) authenticator(ctx context.Context, host string, given *api.RegistryAuth) (authn.Authenticator, error) {
-	if given != nil {
-		return authn.FromConfig(authn.AuthConfig{
-			Username: given.Username, Password: given.Password, RegistryToken: given.Token,
-		}), nil
+	if given == nil {
+		found, err := credentials.Find(ctx, p.config, host)
+		if err != nil || found == nil {
+			return authn.Anonymous, err
+		}
+		given = found
 	}
-	found, err := p.keys.Find(ctx, host)
-	if err != nil || found == nil {
-		return authn.Anonymous, err
-	}
-	return authn.FromConfig(*found), nil
+	return authn.FromConfig(authn.AuthConfig{
+		Username: given.Username, Password: given.Password, RegistryToken: given.Token, IdentityToken: given.IdentityToken,
+	}), nil
 }
 
 // guard refuses plain HTTP, except to the registry itself when asked for, and

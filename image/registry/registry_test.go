@@ -94,7 +94,7 @@ func TestErrorsHaveTheirCodes(t *testing.T) {
 }
 
 func TestUnknownHostIsSaidSo(t *testing.T) {
-	p := NewPool(NewKeychain("/nonexistent"))
+	p := NewPool("/nonexistent")
 	p.base.DialContext = func(context.Context, string, string) (net.Conn, error) {
 		return nil, &net.DNSError{Err: "no such host", Name: "reg.invalid", IsNotFound: true}
 	}
