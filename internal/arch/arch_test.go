@@ -23,13 +23,13 @@ var order = []string{
 }
 
 type pkg struct {
-	ImportPath, Doc, Name string
-	Imports               []string
+	ImportPath, Doc, Name              string
+	Imports, TestImports, XTestImports []string
 }
 
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Name,Imports", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Name,Imports,TestImports,XTestImports", "./...")
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {

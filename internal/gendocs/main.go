@@ -4,6 +4,7 @@
 //
 //	go run ./internal/gendocs cli docs/cli.md    the reference
 //	go run ./internal/gendocs man DIR            DIR/man1/cleave*.1 and DIR/man8/cleaved.8
+//	go run ./internal/gendocs picture SCREEN     docs/picture.svg, of a terminal's screen
 //
 // It is run from the top of the repository. The page of the daemon is written
 // by hand and copied from docs/man.
@@ -27,17 +28,22 @@ import (
 const daemonPage = "docs/man/cleaved.8"
 
 func main() {
-	if len(os.Args) != 3 || (os.Args[1] != "cli" && os.Args[1] != "man") {
-		fmt.Fprintln(os.Stderr, "usage: gendocs cli FILE | gendocs man DIR")
+	write := map[string]func(arg string) error{
+		"cli": func(file string) error { return os.WriteFile(file, reference(), 0o644) },
+		"man": func(dir string) error { return pages(dir, daemonPage) },
+		"picture": func(screen string) error {
+			b, err := os.ReadFile(screen)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile("docs/picture.svg", picture(b), 0o644)
+		},
+	}
+	if len(os.Args) != 3 || write[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: gendocs cli FILE | gendocs man DIR | gendocs picture SCREEN")
 		os.Exit(2)
 	}
-	var err error
-	if to := os.Args[2]; os.Args[1] == "cli" {
-		err = os.WriteFile(to, reference(), 0o644)
-	} else {
-		err = pages(to, daemonPage)
-	}
-	if err != nil {
+	if err := write[os.Args[1]](os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "gendocs:", err)
 		os.Exit(1)
 	}

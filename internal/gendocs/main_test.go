@@ -31,3 +31,15 @@ func TestEveryCommandHasAManualPage(t *testing.T) {
 		}
 	}
 }
+
+func TestPictureHoldsTextAndNoEscapes(t *testing.T) {
+	svg := string(picture([]byte("# echo '<b>'\n\x1b[1mNAME\x1b[0m  \x1b[32mrunning\x1b[39m\n# \n\n")))
+	for _, want := range []string{"echo &#39;&lt;b&gt;&#39;", ">NAME</tspan>", `fill="#7ee787">running</tspan>`} {
+		if !strings.Contains(svg, want) {
+			t.Errorf("no %s in %s", want, svg)
+		}
+	}
+	if strings.Contains(svg, "\x1b") {
+		t.Errorf("an escape sequence is left: %q", svg)
+	}
+}
