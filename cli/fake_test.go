@@ -80,6 +80,9 @@ func run(t testing.TB, socket string, stdin io.Reader, args ...string) (status i
 	for _, v := range []string{"CLEAVE_SOCKET", "CLEAVE_HOST", "CLEAVE_PROJECT", "CLEAVE_TOKEN"} {
 		t.Setenv(v, "")
 	}
+	if os.Getenv("DOCKER_CONFIG") == "" {
+		t.Setenv("DOCKER_CONFIG", "/nonexistent") // never who runs the tests
+	}
 	var out, errs bytes.Buffer
 	a := newApp(stdin, &out, &errs)
 	a.now = func() time.Time { return epoch }
@@ -130,6 +133,7 @@ func (f *fake) routes() http.Handler {
 		}
 		fail(w, api.Errorf(api.CodeNotFound, "no such image"))
 	})
+	m.HandleFunc("POST /v1/images/pull", func(w http.ResponseWriter, _ *http.Request) { f.begin(w, "image.pull", "") })
 	m.HandleFunc("GET /v1/networks", func(w http.ResponseWriter, _ *http.Request) { list(w, f.networks) })
 	m.HandleFunc("POST /v1/networks", func(w http.ResponseWriter, r *http.Request) { post(f, w, r, &f.networks) })
 	m.HandleFunc("GET /v1/volumes", func(w http.ResponseWriter, _ *http.Request) { list(w, f.volumes) })

@@ -10,6 +10,8 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/cli/output"
 	"github.com/cleave-project/cleave/client"
+	"github.com/cleave-project/cleave/image/credentials"
+	"github.com/cleave-project/cleave/image/reference"
 	"github.com/spf13/cobra"
 )
 
@@ -84,7 +86,7 @@ func (a *app) imagePullCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "Fetch an image from a registry",
-		Long:  "IMAGE is written as Docker users write it: debian, debian:bookworm, ghcr.io/org/app:1, name@sha256:.... Without --user, the daemon's Docker configuration has the credentials.",
+		Long:  "IMAGE is written as Docker users write it: debian, debian:bookworm, ghcr.io/org/app:1, name@sha256:.... Without --password-stdin, credentials come from the Docker configuration of who calls (~/.docker, $DOCKER_CONFIG), and if it has none for this registry, from the daemon's.",
 		Example: `  cleave image pull debian:bookworm
   cleave image pull --user me --password-stdin registry.example.org/app <secret`,
 		Args:              args(1, 1, "IMAGE"),
@@ -100,16 +102,14 @@ func (a *app) imagePullCmd() *cobra.Command {
 		if user != "" && !password {
 			return usagef("--user needs --password-stdin, so that the password is in no list of processes")
 		}
+		var err error
 		if password {
-			secret, err := io.ReadAll(io.LimitReader(a.in, 64<<10))
-			if err != nil {
-				return err
-			}
-			word := strings.TrimRight(string(secret), "\r\n")
-			pull.Auth = &api.RegistryAuth{Username: user, Password: word}
-			if user == "" {
-				pull.Auth = &api.RegistryAuth{Token: word}
-			}
+			pull.Auth, err = a.passwordAuth(user)
+		} else {
+			pull.Auth = a.dockerAuth(cmd.Context(), pull.Reference)
+		}
+		if err != nil {
+			return err
 		}
 		c, err := a.client()
 		if err != nil {
@@ -119,6 +119,34 @@ func (a *app) imagePullCmd() *cobra.Command {
 		return a.printResult(op, err)
 	}
 	return cmd
+}
+
+// passwordAuth reads a password, or without a user a token.
+func (a *app) passwordAuth(user string) (*api.RegistryAuth, error) {
+	secret, err := io.ReadAll(io.LimitReader(a.in, 64<<10))
+	if err != nil {
+		return nil, fmt.Errorf("reading the password from standard input: %w", err)
+	}
+	word := strings.TrimRight(string(secret), "\r\n")
+	if user == "" {
+		return &api.RegistryAuth{Token: word}, nil
+	}
+	return &api.RegistryAuth{Username: user, Password: word}, nil
+}
+
+// dockerAuth is what the caller's own Docker configuration has for an image's
+// registry. Most images are public: one that is broken is told, and the
+// registry decides. A bad reference is for the daemon to explain.
+func (a *app) dockerAuth(ctx context.Context, ref string) *api.RegistryAuth {
+	r, err := reference.Parse(ref)
+	if err != nil {
+		return nil
+	}
+	auth, err := credentials.Find(ctx, "", r.Registry)
+	if err != nil {
+		a.note("%v", err)
+	}
+	return auth
 }
 
 // printResult prints what an operation made.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -26,13 +27,22 @@ type Ref struct {
 	Digest     string // sha256:...
 }
 
+// The parts of a reference (OCI distribution-spec, "Pulling manifests").
 var (
-	component = `[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*`
-	repoRE    = regexp.MustCompile(`^` + component + `(?:/` + component + `)*$`)
-	tagRE     = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	digestRE  = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
-	hostRE    = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[a-fA-F0-9:]+\])(?::[0-9]{1,5})?$`)
+	repoRE   = lazy(`^` + component + `(?:/` + component + `)*$`)
+	tagRE    = lazy(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+	digestRE = lazy(`^sha256:[a-f0-9]{64}$`)
+	hostRE   = lazy(`^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[a-fA-F0-9:]+\])(?::[0-9]{1,5})?$`)
+	prefixRE = lazy(`^(?:sha256:)?([a-f0-9]{6,64})$`)
 )
+
+const component = `[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*`
+
+// lazy compiles a pattern at its first use: together they take half a
+// millisecond, which no command that names no image should pay.
+func lazy(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // maxName is the longest registry and repository together.
 const maxName = 255
@@ -46,22 +56,22 @@ func Parse(s string) (Ref, error) {
 	var r Ref
 	rest, digest, hasDigest := strings.Cut(s, "@")
 	if hasDigest {
-		if !digestRE.MatchString(digest) {
+		if !digestRE().MatchString(digest) {
 			return bad("the digest is not sha256 and 64 hexadecimal digits")
 		}
 		r.Digest = digest
 	}
 	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.Contains(rest[i:], "/") {
 		r.Tag, rest = rest[i+1:], rest[:i]
-		if !tagRE.MatchString(r.Tag) {
+		if !tagRE().MatchString(r.Tag) {
 			return bad("the tag may have letters, digits, '_', '.' and '-', at most 128")
 		}
 	}
 	r.Registry, r.Repository = splitHost(rest)
 	switch {
-	case !hostRE.MatchString(r.Registry):
+	case !hostRE().MatchString(r.Registry):
 		return bad("the registry's name is malformed")
-	case !repoRE.MatchString(r.Repository):
+	case !repoRE().MatchString(r.Repository):
 		return bad("a repository has lower-case letters, digits and single separators")
 	case len(r.Registry)+1+len(r.Repository) > maxName:
 		return bad("it is too long")
@@ -112,12 +122,10 @@ func (r Ref) Loopback() bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-var prefixRE = regexp.MustCompile(`^(?:sha256:)?([a-f0-9]{6,64})$`)
-
 // DigestPrefix returns the hexadecimal part of a digest or of the beginning
 // of one.
 func DigestPrefix(s string) (string, bool) {
-	m := prefixRE.FindStringSubmatch(s)
+	m := prefixRE().FindStringSubmatch(s)
 	if m == nil {
 		return "", false
 	}
