@@ -246,7 +246,8 @@ func (b *bridge) keepAlive(ctx context.Context, cancel context.CancelCauseFunc) 
 		if !b.tcp && !b.blocked.Load() {
 			continue
 		}
-		pong, done := context.WithTimeout(ctx, pongTimeout)
+		// One ping at a time: the next one is what shows who left after this.
+		pong, done := context.WithTimeout(ctx, min(b.ping, pongTimeout))
 		err := b.conn.Ping(pong)
 		done()
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
