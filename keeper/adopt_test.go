@@ -70,7 +70,7 @@ func TestNextKeeperTakesOverEverything(t *testing.T) {
 	if g := k.find("before"); g.ExitCode != 9 || !g.ExitKnown || !g.Ended.Equal(before.Ended) {
 		t.Errorf("the end before: %+v", g)
 	}
-	if g := k.wait("meanwhile"); g.ExitCode != 42 || !g.ExitKnown || len(g.Lost) > 0 {
+	if g := k.wait("meanwhile"); !endedOrphan(t, g, 42) {
 		t.Errorf("the end meanwhile: %+v", g)
 	}
 	if out := k.logs("meanwhile", "stdout"); out != "ready\nsaid while no keeper was there\nno newline at the end" {
@@ -79,7 +79,7 @@ func TestNextKeeperTakesOverEverything(t *testing.T) {
 	if err := k.Signal(t.Context(), "term", syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if g := k.wait("term"); g.ExitCode != 42 || !g.ExitKnown || len(g.Lost) > 0 {
+	if g := k.wait("term"); !endedOrphan(t, g, 42) {
 		t.Errorf("the end after: %+v", g)
 	}
 	if out := k.logs("term", "stdout"); out != "ready\nsaid after the keeper's death\nno newline at the end" {
@@ -96,7 +96,7 @@ func TestNextKeeperTakesOverEverything(t *testing.T) {
 	a = k.attach("cat", AttachOptions{Stdin: true})
 	fmt.Fprint(a.Stdin(), "still there\n")
 	a.Stdin().Close()
-	if out, _, end, err := collect(t, a); err != nil || end.Code != 3 || out != "still there\n" {
+	if out, _, end, err := collect(t, a); err != nil || end.Code != 3 && orphansAreKnown(t) || out != "still there\n" {
 		t.Errorf("input after: %q, end %+v %v", out, end, err)
 	}
 
@@ -162,11 +162,11 @@ func TestAdoptFindsGuestWhenKeeperAndHolderAreDead(t *testing.T) {
 	if err != nil || g.PID != term.PID || g.Exited || len(g.Lost) > 0 {
 		t.Errorf("adopt a guest that lives: %+v %v", g, err)
 	}
-	if d := g.Started.Sub(term.Started).Abs(); d > 50*time.Millisecond {
+	if d := g.Started.Sub(term.Started).Abs(); d > time.Second {
 		t.Errorf("it has started %s off", d)
 	}
 	k.Signal(t.Context(), "term", syscall.SIGTERM)
-	if g := k.wait("term"); g.ExitCode != 42 || !g.ExitKnown {
+	if g := k.wait("term"); !endedOrphan(t, g, 42) {
 		t.Errorf("its end %+v", g)
 	}
 	if out := k.logs("term", "stdout"); out != "ready\nadopted\nno newline at the end" {
@@ -311,4 +311,32 @@ func waitLog(t *testing.T, k *testKeeper, text string) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// endedOrphan tells whether a guest that outlived its keeper ended with code,
+// as far as this kernel tells.
+func endedOrphan(t *testing.T, g Guest, code int) bool {
+	t.Helper()
+	known := g.ExitCode == code && g.ExitKnown && len(g.Lost) == 0
+	lost := g.ExitCode == -1 && !g.ExitKnown && slices.Contains(g.Lost, "exit status")
+	return g.Exited && (known || lost && !orphansAreKnown(t))
+}
+
+// orphansAreKnown tries whether a pidfd knows how a process ended that
+// another has reaped.
+func orphansAreKnown(t *testing.T) bool {
+	t.Helper()
+	c := exec.Command("/proc/self/exe", "-test.run=^$")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(c.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := c.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return pidfdOutcome(fd).known
 }

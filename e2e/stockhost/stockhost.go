@@ -87,7 +87,7 @@ func (s *Spec) arguments(initramfs, disk string) []string {
 		"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-kernel", s.Kernel.Image, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off cgroup_no_v1=all " + s.Append,
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off " + s.Append,
 		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=" + disk,
 		"-device", "virtio-blk-pci,drive=disk",
 	}

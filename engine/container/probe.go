@@ -74,7 +74,7 @@ func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding)
 
 // probeMounts builds a guest's root around a process with an id range.
 func (e *Engine) probeMounts(ctx context.Context, r *report) {
-	userns, err := e.probeNamespaces(ctx)
+	userns, err := e.probeNamespaces(ctx, r)
 	r.need("namespaces", err, "user, mount, pid, network, ipc, uts and cgroup", namespaceRemedy())
 	if err != nil {
 		return
@@ -121,7 +121,7 @@ const probeID = 0x7fff0000
 
 // probeNamespaces starts an agent in all namespaces, and returns its user
 // namespace.
-func (e *Engine) probeNamespaces(ctx context.Context) (*os.File, error) {
+func (e *Engine) probeNamespaces(ctx context.Context, r *report) (*os.File, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix"}) // autobound: no name to clash or to remove
 	if err != nil {
 		return nil, err
@@ -142,9 +142,27 @@ func (e *Engine) probeNamespaces(ctx context.Context) (*os.File, error) {
 	if err := c.Start(); err != nil {
 		return nil, err
 	}
-	defer c.Wait()
-	defer c.Process.Kill()
+	pidfd, err := unix.PidfdOpen(c.Process.Pid, 0)
+	if err == nil {
+		defer unix.Close(pidfd)
+	}
+	defer func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		probeEnd(r, pidfd)
+	}()
 	return os.Open(fmt.Sprintf("/proc/%d/ns/user", c.Process.Pid))
+}
+
+// probeEnd looks whether the end of a process that is gone can be learned
+// from its pidfd, when its parent took the knowledge with it.
+func probeEnd(r *report, pidfd int) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+		r.add("exit statuses", ok, "known also when the keeper is killed before its guests", "")
+	} else {
+		r.add("exit statuses", limited, "those of guests that outlive a killed keeper are lost", "use Linux 6.15 or newer")
+	}
 }
 
 // namespaceRemedy looks for what forbids user namespaces.
