@@ -16,23 +16,43 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/client"
 )
 
 // host is a daemon with directories of its own.
 type host struct {
-	bin, dir string
-	cmd      *exec.Cmd // the daemon
-	client   *client.Client
+	bin    string
+	dir    string    // holds data and log
+	run    string    // runtime directory
+	cmd    *exec.Cmd // the daemon
+	client *client.Client
 }
 
-// newHost starts a daemon below dir.
-func newHost(bin, dir string) (*host, error) {
+// runDir makes a runtime directory on a tmpfs, as /run is on hosts.
+func runDir() (dir string, unmount func() error, err error) {
+	if dir, err = os.MkdirTemp("/run", "clbench"); err != nil {
+		return "", nil, err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711"); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("tmpfs on %s: %w", dir, err), os.Remove(dir))
+	}
+	return dir, func() error {
+		if err := unix.Unmount(dir, 0); err != nil {
+			return fmt.Errorf("unmounting %s: %w", dir, err)
+		}
+		return os.Remove(dir)
+	}, nil
+}
+
+// newHost starts a daemon with its data below dir.
+func newHost(bin, dir, run string) (*host, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("needs root: guests are real")
 	}
-	h := &host{bin: bin, dir: dir}
+	h := &host{bin: bin, dir: dir, run: run}
 	c, err := client.New(client.Options{Socket: h.socket()})
 	if err != nil {
 		return nil, err
@@ -43,7 +63,7 @@ func newHost(bin, dir string) (*host, error) {
 }
 
 func (h *host) data() string   { return filepath.Join(h.dir, "data") }
-func (h *host) socket() string { return filepath.Join(h.dir, "run", "cleave.sock") }
+func (h *host) socket() string { return filepath.Join(h.run, "cleave.sock") }
 
 // start runs the daemon and returns how long it took until it served.
 func (h *host) start() (time.Duration, error) {
@@ -57,7 +77,7 @@ func (h *host) start() (time.Duration, error) {
 		return 0, err
 	}
 	defer log.Close()
-	h.cmd = exec.Command(filepath.Join(h.bin, "cleaved"), "--data", h.data(), "--run", filepath.Join(h.dir, "run"), "--log-level", "warn")
+	h.cmd = exec.Command(filepath.Join(h.bin, "cleaved"), "--data", h.data(), "--run", h.run, "--log-level", "warn")
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	h.cmd.ExtraFiles = []*os.File{tell}
 	h.cmd.Env = append(os.Environ(), "CLEAVE_READY_FD=3")
@@ -139,7 +159,7 @@ func (h *host) keeper() (int, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
-		if err == nil && bytes.Contains(b, []byte("cleave-keeper")) && bytes.Contains(b, []byte(h.dir)) {
+		if err == nil && bytes.Contains(b, []byte("cleave-keeper")) && bytes.Contains(b, []byte(h.run)) {
 			return strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		}
 	}
@@ -155,7 +175,7 @@ func (h *host) left() []string {
 	scope := hex.EncodeToString(hash[:3])
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], h.dir) {
+		if f := strings.Fields(line); len(f) > 4 && (strings.HasPrefix(f[4], h.dir) || strings.HasPrefix(f[4], h.run+"/")) {
 			all = append(all, "mount "+f[4])
 		}
 	}
@@ -172,16 +192,19 @@ func (h *host) left() []string {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, _ := os.ReadFile(p)
-		if bytes.Contains(b, []byte(h.dir)) {
+		if bytes.Contains(b, []byte(h.dir)) || bytes.Contains(b, []byte(h.run)) {
 			all = append(all, "process "+string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
 		}
 	}
 	return all
 }
 
-// printLeft says what was left.
+// printLeft says what was left. The last processes may take a moment to end.
 func (h *host) printLeft() {
 	left := h.left()
+	for end := time.Now().Add(2 * time.Second); len(left) > 0 && time.Now().Before(end); left = h.left() {
+		time.Sleep(20 * time.Millisecond)
+	}
 	for _, l := range left {
 		fmt.Println("left on the host:", l)
 	}

@@ -98,13 +98,17 @@ func (b *bench) main(ctx context.Context, bin, only string, peers bool) (err err
 	if bin, err = filepath.Abs(bin); err != nil {
 		return err
 	}
-	// Paths of sockets are short, so the directory must be too.
-	dir, err := os.MkdirTemp("/tmp", "clbench")
+	dir, err := os.MkdirTemp("", "clbench")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if b.host, err = newHost(bin, dir); err != nil {
+	run, unmount, err := runDir()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
+	if b.host, err = newHost(bin, dir, run); err != nil {
 		return err
 	}
 	defer func() {
