@@ -2,6 +2,7 @@ package stockhost
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,8 @@ func Run(ctx context.Context, dir string, s *Spec) (int, error) {
 	}
 	defer os.Remove(disk)
 	c := exec.CommandContext(ctx, Emulator, s.arguments(initramfs, disk)...)
-	c.Stderr = s.Output
+	var complaints bytes.Buffer // apart: two writers to one output would race
+	c.Stderr = &complaints
 	c.WaitDelay = 5 * time.Second
 	console, err := c.StdoutPipe()
 	if err != nil {
@@ -72,7 +74,7 @@ func Run(ctx context.Context, dir string, s *Spec) (int, error) {
 	case ctx.Err() != nil:
 		return 0, fmt.Errorf("%w: %w", ErrNoStatus, ctx.Err())
 	case err != nil:
-		return 0, fmt.Errorf("emulator: %w", err)
+		return 0, fmt.Errorf("emulator: %w: %s", err, bytes.TrimSpace(complaints.Bytes()))
 	case status < 0:
 		return 0, ErrNoStatus
 	}
