@@ -144,7 +144,8 @@ func rejectDuplicates(dec *json.Decoder) error {
 }
 
 // patchSchema is the schema of a JSON merge patch (RFC 7396) of one type:
-// nothing is required, and null takes a field back to its default.
+// nothing is required, and null takes a field back to its default and an entry
+// out of a map.
 func patchSchema(r huma.Registry, t reflect.Type) *huma.Schema {
 	s := *r.Schema(t, false, "")
 	s.Required = nil
@@ -161,6 +162,15 @@ func patchSchema(r huma.Registry, t reflect.Type) *huma.Schema {
 		}
 		p.Nullable = p.Type != ""
 		p.Default = nil
+		if entry, ok := p.AdditionalProperties.(*huma.Schema); ok {
+			e := *entry
+			if ft := r.TypeFromRef; e.Ref != "" && ft(e.Ref) != nil {
+				e = *patchSchema(r, ft(e.Ref))
+			}
+			e.Nullable = true
+			e.PrecomputeMessages()
+			p.AdditionalProperties = &e
+		}
 		props[name] = &p
 	}
 	s.Properties = props

@@ -112,7 +112,7 @@ func TestIfMatchIsHonouredOrRefused(t *testing.T) {
 	f := newFake()
 	f.add("default", "web", 7)
 	h := start(t, f)
-	patch := `{"spec":{"resources":{"cpus":2,"memory":null}},"labels":{"a":null}}`
+	patch := `{"spec":{"resources":{"cpus":2,"memory":null},"env":{"A":null},"ulimits":{"nofile":null}},"labels":{"a":null}}`
 	resp, text := h.do("PATCH", "/v1/instances/web", patch, "If-Match", `"7"`, "Content-Type", "application/merge-patch+json")
 	if resp.StatusCode != http.StatusAccepted || f.lastPatch != patch {
 		t.Errorf("got %s %s, patch %s", resp.Status, text, f.lastPatch)
