@@ -69,8 +69,8 @@ func (a *app) top(ctx context.Context, names []string, interval time.Duration) e
 	}
 	defer term.Restore(int(tty.Fd()), old)
 	// The alternate screen, without a cursor, and back.
-	io.WriteString(a.out.W, "\x1b[?1049h\x1b[?25l")
-	defer io.WriteString(a.out.W, "\x1b[?25h\x1b[?1049l")
+	fmt.Fprint(a.out.W, "\x1b[?1049h\x1b[?25l")
+	defer fmt.Fprint(a.out.W, "\x1b[?25h\x1b[?1049l")
 	s := &topScreen{host: host, names: names, key: sortKeys[0], color: a.out.Color}
 	return a.topLoop(ctx, s, tty, interval)
 }

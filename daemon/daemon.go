@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		_, _ = systemd.SdNotify(false, systemd.SdNotifyStopping)
 		log.Info("ending", "signal", s.String())
 		stop()
-		<-served
+		_ = <-served
 		if s == unix.SIGPWR {
 			return d.takeDown(context.WithoutCancel(ctx))
 		}
@@ -104,7 +104,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		return errors.New("the state store has ended by itself")
 	case <-ctx.Done():
 		stop()
-		<-served
+		_ = <-served
 		return nil
 	}
 }

@@ -151,7 +151,7 @@ func (s *server) handle(c *conn, r *request, files []*os.File) bool {
 		return s.sendList(c) == nil
 	case opStop:
 		err := s.stop()
-		answer(c, reply{}, err)
+		_ = answer(c, reply{}, err)
 		if err == nil {
 			close(s.quit)
 		}
@@ -236,7 +236,7 @@ func (s *server) sendList(c *conn) error {
 func (s *server) serveAttach(c *conn, r *request) {
 	g, err := s.find(r.ID)
 	if err != nil {
-		answer(c, reply{}, err)
+		_ = answer(c, reply{}, err)
 		return
 	}
 	var opts AttachOptions
@@ -245,7 +245,7 @@ func (s *server) serveAttach(c *conn, r *request) {
 	}
 	a, out, files, err := g.attach(c, opts)
 	if err != nil {
-		answer(c, reply{}, err)
+		_ = answer(c, reply{}, err)
 		return
 	}
 	err = answer(c, out, nil, files...)

@@ -108,7 +108,7 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 	defer func() {
 		cancel()
 		if !ended {
-			<-failed
+			_ = <-failed
 		}
 	}()
 	w.Header().Set("Content-Type", "text/event-stream")
