@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/cli/output"
 )
 
 // Action is what is to be done about one resource.
@@ -132,7 +131,7 @@ func (s *Stack) gone(live Live) []Step {
 		if in.Labels[Label] == s.Name && find(s.Instances, in.Name) == nil {
 			steps = append(steps, Step{
 				Action: Delete, Kind: "instance", Name: in.Name,
-				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text(document(in.Labels, Normal(in.Spec))), ""),
+				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text(document(in.Labels, Normal(in.Spec)), in.Spec), ""),
 			})
 		}
 	}
@@ -141,7 +140,7 @@ func (s *Stack) gone(live Live) []Step {
 		if n.Labels[Label] == s.Name && find(s.Networks, n.Name) == nil {
 			steps = append(steps, Step{
 				Action: Delete, Kind: "network", Name: n.Name,
-				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text(document(n.Labels, n.Spec)), ""),
+				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text(document(n.Labels, n.Spec), n.Spec), ""),
 			})
 		}
 	}
@@ -155,7 +154,7 @@ func compareExtra[T any](stack, kind string, want *api.Meta, spec any, live *T) 
 	title := kind + "/" + want.Name
 	wanted := document(want.Labels, spec)
 	if live == nil {
-		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted))
+		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted, spec))
 		return step, nil
 	}
 	m := metaOf(live)
@@ -168,7 +167,7 @@ func compareExtra[T any](stack, kind string, want *api.Meta, spec any, live *T) 
 		return step, nil
 	}
 	step.Action, step.Patch, step.Revision = Update, patch, m.Revision
-	step.Diff = Unified(title+" (now)", title+" (file)", text(have), text(merged(have, patch)))
+	step.Diff = Unified(title+" (now)", title+" (file)", text(have, spec), text(merged(have, patch), spec))
 	return step, nil
 }
 
@@ -190,7 +189,7 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 	title := "instance/" + want.Name
 	wanted := document(want.Labels, Normal(want.Spec))
 	if live == nil {
-		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted))
+		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted, want.Spec))
 		return step, nil
 	}
 	if live.Labels[Label] != stack {
@@ -222,7 +221,7 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 			step.Action, step.Fixed = Replace, append(step.Fixed, f)
 		}
 	}
-	step.Diff = append(Unified(title+" (now)", title+" (file)", text(have), text(merged(have, patch))), step.Diff...)
+	step.Diff = append(Unified(title+" (now)", title+" (file)", text(have, want.Spec), text(merged(have, patch), want.Spec)), step.Diff...)
 	return step, nil
 }
 
@@ -285,15 +284,6 @@ func document(labels map[string]string, spec any) map[string]any {
 		delete(doc, "labels")
 	}
 	return doc
-}
-
-// text is a document for people.
-func text(doc map[string]any) string {
-	b, err := output.MarshalYAML(doc)
-	if err != nil {
-		panic(err)
-	}
-	return string(b)
 }
 
 // mergePatch makes the JSON merge patch (RFC 7396) from one document to

@@ -1,0 +1,58 @@
+package stack
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/cli/output"
+)
+
+// text is a document for people; spec is of the type that the document's
+// spec was made from, and tells which of its numbers are sizes.
+func text(doc map[string]any, spec any) string {
+	if fields, ok := doc["spec"].(map[string]any); ok {
+		doc = maps.Clone(doc)
+		doc["spec"] = withUnits(fields, reflect.TypeOf(spec))
+	}
+	b, err := output.MarshalYAML(doc)
+	if err != nil {
+		panic(err) // what came from JSON can be encoded
+	}
+	return string(b)
+}
+
+// withUnits returns the fields of a struct of type t with units on sizes.
+func withUnits(fields map[string]any, t reflect.Type) map[string]any {
+	out := maps.Clone(fields)
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		switch v := out[name].(type) {
+		case float64:
+			if t.Field(i).Type == reflect.TypeFor[api.Bytes]() {
+				out[name] = exact(api.Bytes(v))
+			}
+		case map[string]any:
+			if inner := t.Field(i).Type; inner.Kind() == reflect.Struct {
+				out[name] = withUnits(v, inner)
+			}
+		}
+	}
+	return out
+}
+
+// exact writes a size in the largest unit of which it is a whole number, so
+// that sizes that differ look different, and can be put into a file.
+func exact(b api.Bytes) string {
+	for _, u := range []struct {
+		size api.Bytes
+		name string
+	}{{api.TiB, "TiB"}, {api.GiB, "GiB"}, {api.MiB, "MiB"}, {api.KiB, "KiB"}} {
+		if b >= u.size && b%u.size == 0 {
+			return fmt.Sprintf("%d%s", b/u.size, u.name)
+		}
+	}
+	return fmt.Sprintf("%dB", int64(b))
+}
