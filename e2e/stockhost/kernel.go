@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,9 @@ func FetchKernel(ctx context.Context, cache, pkg, busybox string) (*Kernel, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := decompress(ctx, k.Modules); err != nil {
+		return nil, err
+	}
 	// A package's modules are indexed where it is installed.
 	if _, err := run(ctx, "", busybox, "depmod", "-b", root, k.Release); err != nil {
 		return nil, err
@@ -63,6 +67,22 @@ func FetchKernel(ctx context.Context, cache, pkg, busybox string) (*Kernel, erro
 		return nil, err
 	}
 	return unpacked(dir)
+}
+
+// decompress unpacks modules, which newer kernels have compressed and which
+// busybox wants plain.
+func decompress(ctx context.Context, dir string) error {
+	args := []string{"--decompress"}
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, ".ko.xz") {
+			args = append(args, path)
+		}
+		return err
+	})
+	if err == nil && len(args) > 1 {
+		_, err = run(ctx, "", "xz", args...)
+	}
+	return err
 }
 
 // concrete resolves a package that only depends on the newest kernel's.
@@ -111,9 +131,13 @@ func (k *Kernel) needed(names ...string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	builtin, err := os.ReadFile(filepath.Join(k.Modules, "modules.builtin"))
+	if err != nil {
+		return nil, err
+	}
 	var files []string
 	for _, name := range names {
-		found := false
+		found := bytes.Contains(builtin, []byte("/"+name+".ko\n"))
 		for line := range strings.Lines(string(b)) {
 			file, needs, _ := strings.Cut(strings.TrimSpace(line), ":")
 			if filepath.Base(file) != name+".ko" {
