@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -36,7 +35,14 @@ func (l *launch) clone() (pid, pidfd int, err error) {
 		if err = unix.Unshare(unix.CLONE_FILES); err != nil {
 			return
 		}
-		pid, err = l.forkInCgroups()
+		var fds descriptorSet
+		if fds, err = l.descriptors(); err != nil {
+			return
+		}
+		if err = fds.alone(); err != nil {
+			return
+		}
+		pid, err = l.forkInCgroups(fds)
 	})
 	if pid == 0 {
 		return 0, -1, err
@@ -56,10 +62,10 @@ func (l *launch) clone() (pid, pidfd int, err error) {
 
 // forkInCgroups may return both a pid and an error: then the child is to be
 // killed.
-func (l *launch) forkInCgroups() (pid int, err error) {
+func (l *launch) forkInCgroups(fds descriptorSet) (pid int, err error) {
 	home, err := enterCgroups(l.request.CgroupProcs)
 	if err == nil {
-		pid, err = l.fork()
+		pid, err = l.fork(fds)
 	}
 	// Before the thread ends, which may take a while: whoever kills what is
 	// in the guest's cgroup must not find the keeper there.
@@ -69,20 +75,15 @@ func (l *launch) forkInCgroups() (pid int, err error) {
 	return pid, err
 }
 
-func (l *launch) fork() (pid int, err error) {
-	inherited, err := descriptors(l.files)
-	if err != nil {
-		return 0, err
-	}
-	inherited = append(l.stdio[:], inherited...)
-	exe, err := dupAbove(l.exe, inherited)
+func (l *launch) fork(fds descriptorSet) (pid int, err error) {
+	exe, err := dupAbove(fds.exe(), fds.inherited())
 	if err != nil {
 		return 0, fmt.Errorf("duplicate the executable's descriptor: %w", err)
 	}
 	defer unix.Close(exe)
-	files := make([]uintptr, len(inherited))
-	for i, fd := range inherited {
-		files[i] = uintptr(fd)
+	var files []uintptr
+	for _, fd := range fds.inherited() {
+		files = append(files, uintptr(fd))
 	}
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
@@ -107,7 +108,7 @@ func (l *launch) fork() (pid int, err error) {
 		attr.Sys.Credential = &syscall.Credential{}
 	}
 	if l.cgroup != nil {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(l.cgroup.Fd())
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fds.cgroup()
 	}
 	pid, _, err = syscall.StartProcess("/proc/self/fd/"+strconv.Itoa(exe), l.request.Args, attr)
 	runtime.KeepAlive(l)
@@ -115,12 +116,6 @@ func (l *launch) fork() (pid int, err error) {
 		return 0, cloneError(err, l.request)
 	}
 	return pid, nil
-}
-
-// dupAbove duplicates the executable's descriptor to one above all those that
-// forking shuffles: the child opens it by number right before it executes.
-func dupAbove(exe *os.File, inherited []int) (int, error) {
-	return unix.FcntlInt(exe.Fd(), unix.F_DUPFD_CLOEXEC, slices.Max(inherited)+len(inherited)+16)
 }
 
 func sysMap(m []IDMap) (out []syscall.SysProcIDMap) {
