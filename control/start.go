@@ -42,7 +42,7 @@ func (t *task) provision(ctx context.Context) error {
 	}
 	t.progress("creating the root volume", 0, 0)
 	if err := d.Create(ctx, rootVolume(t.in.ID), cmp.Or(t.in.Spec.Root.Size, defaultRootSize)); err != nil {
-		return err
+		return called(err, rootVolume(t.in.ID), "root of "+t.in.Name)
 	}
 	in := t.c.instances.Clone(t.in)
 	in.Status.Digest, in.Status.System = img.Digest, img.System

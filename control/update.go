@@ -89,7 +89,7 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 			if err != nil {
 				return err
 			}
-			return d.Resize(ctx, rootVolume(in.ID), cmp.Or(in.Spec.Root.Size, defaultRootSize))
+			return called(d.Resize(ctx, rootVolume(in.ID), cmp.Or(in.Spec.Root.Size, defaultRootSize)), rootVolume(in.ID), "root of "+in.Name)
 		}})
 	}
 	if g == nil {

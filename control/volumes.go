@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -31,7 +33,7 @@ func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Vol
 	// The tree first: one without a record is swept at the next start, a
 	// record without a tree would be a promise not kept.
 	if err := d.Create(ctx, namedVolume(v.ID), v.Spec.Size); err != nil {
-		return nil, err
+		return nil, called(err, namedVolume(v.ID), v.Name)
 	}
 	if err := c.store.Commit(ctx, c.volumes.Create(v)); err != nil {
 		if derr := d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID)); derr != nil {
@@ -124,7 +126,7 @@ func (c *Controller) PatchVolume(ctx context.Context, project, name string, revi
 		if err != nil {
 			return err
 		}
-		return d.Resize(ctx, namedVolume(n.ID), n.Spec.Size)
+		return called(d.Resize(ctx, namedVolume(n.ID), n.Spec.Size), namedVolume(n.ID), name)
 	})
 	if err != nil {
 		return nil, err
@@ -163,5 +165,16 @@ func (c *Controller) DeleteVolume(ctx context.Context, project, name string) err
 		return err
 	}
 	c.emit("volume.deleted", &v.Meta, "", nil)
-	return d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID))
+	return called(d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID)), namedVolume(v.ID), name)
+}
+
+// called puts what users call a volume in the place of its id in what a
+// driver says.
+func called(err error, id, name string) error {
+	if err == nil {
+		return nil
+	}
+	e := *api.AsError(err)
+	e.Message = strings.ReplaceAll(e.Message, strconv.Quote(id), strconv.Quote(name))
+	return &e
 }
