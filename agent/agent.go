@@ -17,7 +17,6 @@
 package agent
 
 import (
-	"errors"
 	"time"
 
 	"github.com/cleave-project/cleave/api"
@@ -35,28 +34,4 @@ type Info struct {
 	Release string        // of the agent's binary, as far as it knows
 	PID     int           // in the guest
 	Uptime  time.Duration // of the agent
-}
-
-// The Field of errors that mean that a command was not executed.
-const (
-	FieldCommand = "command"
-	FieldUser    = "user"
-	FieldWorkDir = "workDir"
-)
-
-// ExitCode is the exit status that a shell would give for an error of Exec:
-// 127 when the command was not found, 126 when it (or its user, or its
-// working directory) can't be used, and 0, false for every other error.
-func ExitCode(err error) (code int, ok bool) {
-	var e *api.Error
-	if !errors.As(err, &e) {
-		return 0, false
-	}
-	switch {
-	case e.Field == FieldCommand && e.Code == api.CodeNotFound:
-		return 127, true
-	case e.Field == FieldCommand, e.Field == FieldUser, e.Field == FieldWorkDir:
-		return 126, true
-	}
-	return 0, false
 }

@@ -72,12 +72,12 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 // check refuses what could never be executed, so that the guest needn't.
 func check(req ExecRequest) error {
 	if len(req.Command) == 0 || req.Command[0] == "" {
-		return api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField(FieldCommand)
+		return api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField(api.FieldCommand)
 	}
 	for _, list := range [][]string{req.Command, req.Env, {req.User, req.WorkDir}} {
 		for _, s := range list {
 			if strings.ContainsRune(s, 0) {
-				return api.Errorf(api.CodeInvalid, "executing in the guest: %q contains a zero byte", s).WithField(FieldCommand)
+				return api.Errorf(api.CodeInvalid, "executing in the guest: %q contains a zero byte", s).WithField(api.FieldCommand)
 			}
 		}
 	}

@@ -89,7 +89,7 @@ func TestExecSaysWhyACommandCannotRun(t *testing.T) {
 			if err == nil {
 				t.Fatal("it ran")
 			}
-			exit, ok := agent.ExitCode(err)
+			exit, ok := api.CommandStatus(err)
 			if !ok || exit != tc.exit || !api.IsCode(err, tc.code) || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("exit %d, %v, code %s: %v", exit, ok, api.AsError(err).Code, err)
 			}

@@ -205,18 +205,6 @@ type HostInfo struct {
 	Running   int       `json:"running"`
 }
 
-// ExecRequest asks for a command in a running guest.
-type ExecRequest struct {
-	Command []string `json:"command" minItems:"1"`
-	Env     []string `json:"env,omitempty" doc:"KEY=VALUE, beside the entry point's"`
-	User    string   `json:"user,omitempty" doc:"USER or UID, with :GROUP or :GID; the entry point's if empty"`
-	WorkDir string   `json:"workDir,omitempty"`
-	TTY     bool     `json:"tty,omitempty"`
-	Cols    uint16   `json:"cols,omitempty"`
-	Rows    uint16   `json:"rows,omitempty"`
-	Stdin   bool     `json:"stdin,omitempty" doc:"Else standard input is /dev/null"`
-}
-
 // ConsoleRequest asks for an attachment to the entry point's streams.
 type ConsoleRequest struct {
 	Stdin  bool `json:"stdin,omitempty"`

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"os"
 	"strings"
 
@@ -86,28 +85,11 @@ func (a *app) exec(ctx context.Context, name string, e execution) error {
 		tty: e.tty, stdin: e.interactive,
 		open: func(ctx context.Context) (*client.Session, error) { return c.Exec(ctx, name, e.req) },
 	})
-	if status, ok := notExecuted(err); ok {
+	if status, ok := api.CommandStatus(err); ok {
 		a.complain("", err)
-		return status
+		return statusError(status)
 	}
 	return err
-}
-
-// notExecuted is the status that a shell gives for a command that could not
-// be executed (POSIX, Shell Command Language §2.8.2). The fields are those
-// that the agent's errors carry.
-func notExecuted(err error) (statusError, bool) {
-	var e *api.Error
-	if !errors.As(err, &e) {
-		return 0, false
-	}
-	switch {
-	case e.Field == "command" && e.Code == api.CodeNotFound:
-		return 127, true
-	case e.Field == "command", e.Field == "user", e.Field == "workDir":
-		return 126, true
-	}
-	return 0, false
 }
 
 // loginShell finds the user's shell in the guest and becomes it: what passwd

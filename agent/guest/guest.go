@@ -135,8 +135,8 @@ func own(fd int, user account) {
 // startCode is the exit status that a shell gives for a command that it could
 // not start.
 func startCode(err error) int {
-	if e := api.AsError(err); e.Field == "command" && e.Code == api.CodeNotFound {
-		return 127
+	if status, ok := api.CommandStatus(err); ok {
+		return status
 	}
 	return 126
 }

@@ -30,7 +30,7 @@ type command struct {
 // env win.
 func prepare(argv, env []string, user, dir string, tty bool) (*command, error) {
 	if len(argv) == 0 || argv[0] == "" {
-		return nil, api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField("command")
+		return nil, api.Errorf(api.CodeInvalid, "executing in the guest: no command is given").WithField(api.FieldCommand)
 	}
 	acc, err := etc.find(user)
 	if err != nil {
@@ -113,9 +113,9 @@ func (c *command) start(r *reaper, files [3]uintptr, tty bool) (*child, error) {
 		return nil, refused
 	}
 	if strings.Contains(c.argv[0], "/") {
-		return nil, api.Errorf(api.CodeNotFound, "executing %s in the guest: no such file", c.argv[0]).WithField("command")
+		return nil, api.Errorf(api.CodeNotFound, "executing %s in the guest: no such file", c.argv[0]).WithField(api.FieldCommand)
 	}
-	return nil, api.Errorf(api.CodeNotFound, "executing %s in the guest: not found in PATH (%s)", c.argv[0], c.path()).WithField("command")
+	return nil, api.Errorf(api.CodeNotFound, "executing %s in the guest: not found in PATH (%s)", c.argv[0], c.path()).WithField(api.FieldCommand)
 }
 
 func (c *command) refused(file string, err error) *api.Error {
@@ -130,7 +130,7 @@ func (c *command) refused(file string, err error) *api.Error {
 	case errors.Is(err, unix.EPERM):
 		hint = "the guest may not run it as this user"
 	}
-	e := api.Errorf(api.CodeInvalid, "executing %s in the guest: %w", file, err).WithField("command")
+	e := api.Errorf(api.CodeInvalid, "executing %s in the guest: %w", file, err).WithField(api.FieldCommand)
 	if hint == "" {
 		return e
 	}
@@ -143,11 +143,11 @@ func (c *command) checkDir() error {
 	info, err := os.Stat(c.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return api.Errorf(api.CodeNotFound, "working directory %s: no such directory in the guest", c.dir).WithField("workDir")
+		return api.Errorf(api.CodeNotFound, "working directory %s: no such directory in the guest", c.dir).WithField(api.FieldWorkDir)
 	case err != nil:
-		return api.Errorf(api.CodeInvalid, "working directory: %w", err).WithField("workDir")
+		return api.Errorf(api.CodeInvalid, "working directory: %w", err).WithField(api.FieldWorkDir)
 	case !info.IsDir():
-		return api.Errorf(api.CodeInvalid, "working directory %s: is no directory", c.dir).WithField("workDir")
+		return api.Errorf(api.CodeInvalid, "working directory %s: is no directory", c.dir).WithField(api.FieldWorkDir)
 	}
 	return nil
 }

@@ -129,7 +129,7 @@ func parseID(s string) (uint32, bool) {
 }
 
 func userErrorf(format string, args ...any) *api.Error {
-	return api.Errorf(api.CodeNotFound, format, args...).WithField("user")
+	return api.Errorf(api.CodeNotFound, format, args...).WithField(api.FieldUser)
 }
 
 // scanFile gives visit the fields of each line of a file in passwd(5) format
