@@ -32,7 +32,6 @@ const (
 	PhaseStarting Phase = "starting"
 	PhaseRunning  Phase = "running"
 	PhasePaused   Phase = "paused"
-	PhaseStopping Phase = "stopping"
 	PhaseFailed   Phase = "failed" // could not be created or started; Status.Error says why
 	PhaseDeleting Phase = "deleting"
 )

@@ -38,7 +38,7 @@ func (a *app) listCmd() *cobra.Command {
 	named(fs, "label", "NAME=VALUE")
 	fs.StringVar(&phase, "state", "", "only those in this state")
 	fs.BoolVarP(&filter.AllProjects, "all-projects", "A", false, "of all projects")
-	states := []string{"creating", "stopped", "starting", "running", "paused", "stopping", "failed", "deleting"}
+	states := []string{"creating", "stopped", "starting", "running", "paused", "failed", "deleting"}
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if filter.AllProjects && f.columns == "" {

@@ -78,8 +78,6 @@ type Process struct {
 	WorkDir string
 	TTY     bool
 	Stdin   bool
-	// StopSignal is what a polite stop sends, like SIGTERM.
-	StopSignal string
 }
 
 // Mount is one volume or host directory in the guest.

@@ -20,7 +20,7 @@ type listInstances struct {
 	Listed
 	Paged
 	Label  []string  `query:"label,explode" doc:"Only those with this label, as KEY=VALUE; may be repeated" example:"tier=front"`
-	Phase  api.Phase `query:"phase" enum:"creating,stopped,starting,running,paused,stopping,failed,deleting" doc:"Only those in this phase"`
+	Phase  api.Phase `query:"phase" enum:"creating,stopped,starting,running,paused,failed,deleting" doc:"Only those in this phase"`
 	Prefix string    `query:"name" doc:"Only those whose name begins like this"`
 }
 

@@ -90,7 +90,7 @@ func inGuest(t testing.TB, e *Engine, id string, command ...string) (string, int
 func systemSpec(t testing.TB) *engine.Spec {
 	spec := guestSpec(t, "")
 	spec.Image, spec.System = debianImage(t), true
-	spec.Proc = engine.Process{Args: []string{"/sbin/init"}, TTY: true, StopSignal: "SIGRTMIN+3"}
+	spec.Proc = engine.Process{Args: []string{"/sbin/init"}, TTY: true}
 	spec.Hosts = "127.0.0.1 localhost\n"
 	return spec
 }
