@@ -51,12 +51,13 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{http: &http.Client{Transport: tr}, token: o.Token, project: o.Project}
 	if o.Host == "" {
-		return c, c.useSocket(o.Socket, tr)
+		c.useSocket(o.Socket, tr)
+		return c, nil
 	}
 	return c, c.useHost(o, tr)
 }
 
-func (c *Client) useSocket(path string, tr *http.Transport) error {
+func (c *Client) useSocket(path string, tr *http.Transport) {
 	if path == "" {
 		path = DefaultSocket
 	}
@@ -66,7 +67,6 @@ func (c *Client) useSocket(path string, tr *http.Transport) error {
 	tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return d.DialContext(ctx, "unix", c.target)
 	}
-	return nil
 }
 
 func (c *Client) useHost(o Options, tr *http.Transport) error {

@@ -138,9 +138,9 @@ func kindOf(in *api.Instance) api.Kind {
 	return in.Spec.Kind
 }
 
-// holdBack schedules the next restart of a guest that has just ended and
-// returns how many times in a row it has.
-func (c *Controller) holdBack(id string, ran time.Duration) int {
+// holdBack schedules the next restart of a guest that has just ended: the
+// more often it did in a row, the later.
+func (c *Controller) holdBack(id string, ran time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := c.restarts[id]
@@ -152,7 +152,6 @@ func (c *Controller) holdBack(id string, ran time.Duration) int {
 	b.failures++
 	b.until = time.Now().Add(wait)
 	b.timer = time.AfterFunc(wait, func() { c.kick(id) })
-	return b.failures
 }
 
 // heldBack tells whether a restart has to wait.

@@ -298,7 +298,7 @@ func (c *Controller) stopForHost(ctx context.Context, in *api.Instance, g *guest
 	if err != nil {
 		return
 	}
-	if e.Signal(ctx, in.ID, t.stopSignal(ctx, g)) == nil {
+	if e.Signal(ctx, in.ID, t.stopSignal(ctx)) == nil {
 		_ = t.await(ctx, g, time.Now().Add(patience))
 	}
 	if c.exit(g) == nil {

@@ -24,9 +24,9 @@ func (t *task) stop(ctx context.Context, g *guest) error {
 		g.paused = false
 	}
 	t.progress("stopping", 0, 0)
-	if wait := t.patience(g); wait > 0 && !t.forced() {
+	if wait := t.patience(); wait > 0 && !t.forced() {
 		// A guest that has ended meanwhile can't be signalled, and needn't be.
-		if err := e.Signal(ctx, t.in.ID, t.stopSignal(ctx, g)); err != nil && !api.IsCode(err, api.CodeConflict) {
+		if err := e.Signal(ctx, t.in.ID, t.stopSignal(ctx)); err != nil && !api.IsCode(err, api.CodeConflict) {
 			return err
 		}
 		if err := t.await(ctx, g, time.Now().Add(wait)); err != nil {
@@ -95,7 +95,7 @@ func (t *task) forced() bool {
 }
 
 // patience is the time between the stop signal and SIGKILL.
-func (t *task) patience(g *guest) time.Duration {
+func (t *task) patience() time.Duration {
 	for _, op := range t.ops {
 		if n, err := strconv.Atoi(op.Labels[opTimeout]); err == nil {
 			return time.Duration(n) * time.Second
@@ -129,7 +129,7 @@ func (t *task) pause(ctx context.Context, g *guest, freeze bool) error {
 }
 
 // stopSignal is what a polite stop sends.
-func (t *task) stopSignal(ctx context.Context, g *guest) string {
+func (t *task) stopSignal(ctx context.Context) string {
 	if s := t.in.Spec.StopSignal; s != "" {
 		return signalName(s)
 	}

@@ -129,7 +129,7 @@ func (b *blobs) release(bl *blob, unused bool) {
 // fill downloads what is missing and verifies all of it.
 func (bl *blob) fill(ctx context.Context, fetch fetcher) error {
 	if bl.file.Name() == bl.final {
-		if err := bl.check(ctx); err == nil {
+		if err := bl.check(); err == nil {
 			return nil
 		}
 		// It was damaged since: fetch it again.
@@ -170,7 +170,7 @@ func (bl *blob) fill(ctx context.Context, fetch fetcher) error {
 }
 
 // check verifies a blob that an earlier pull left.
-func (bl *blob) check(ctx context.Context) error {
+func (bl *blob) check() error {
 	h := sha256.New()
 	n, err := io.Copy(h, io.NewSectionReader(bl.file, 0, bl.size+1))
 	if err == nil && (n != bl.size || "sha256:"+hex.EncodeToString(h.Sum(nil)) != bl.digest) {
