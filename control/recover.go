@@ -173,27 +173,32 @@ func (c *Controller) settleLost(ctx context.Context, rebooted bool) error {
 			lost = "exit status: the host was booted"
 		}
 		again := policyOf(in) == api.RestartAlways || in.Spec.Autostart || (policyOf(in) == api.RestartOnFailure && !rebooted)
-		_, err := c.instances.Update(ctx, in.ID, func(in *api.Instance) error {
-			now := store.Now()
-			in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
-			in.Status.Exit, in.Status.Stopped, in.Status.Lost = &api.ExitStatus{Code: -1}, &now, []string{lost}
-			for i := range in.Status.NICs {
-				in.Status.NICs[i].Link = ""
-			}
-			if !again && !c.wantedAgain(in.ID) {
-				in.Spec.Power = api.PowerStopped
-			}
-			if in.Spec.Ephemeral && in.Deleting == nil {
-				in.Deleting, in.Status.Phase = &now, api.PhaseDeleting
-			}
-			return nil
-		})
-		if err != nil {
+		if err := c.recordStopped(ctx, in.ID, api.ExitStatus{Code: -1}, store.Now(), []string{lost}, again); err != nil {
 			return err
 		}
 		c.emit("instance.stopped", &in.Meta, lost+" lost", nil)
 	}
 	return nil
+}
+
+// recordStopped records that a guest ended apart from its worker, and whether
+// it runs again when the next work on it is done.
+func (c *Controller) recordStopped(ctx context.Context, id string, exit api.ExitStatus, at time.Time, lost []string, again bool) error {
+	_, err := c.instances.Update(ctx, id, func(in *api.Instance) error {
+		in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
+		in.Status.Exit, in.Status.Stopped, in.Status.Lost = &exit, &at, lost
+		for i := range in.Status.NICs {
+			in.Status.NICs[i].Link = ""
+		}
+		if !again && !c.wantedAgain(id) {
+			in.Spec.Power = api.PowerStopped
+		}
+		if in.Spec.Ephemeral && in.Deleting == nil {
+			in.Deleting, in.Status.Phase = &at, api.PhaseDeleting
+		}
+		return nil
+	})
+	return err
 }
 
 // resumeGuest restores what the daemon does for a running guest.
@@ -279,8 +284,8 @@ func (c *Controller) endStaleOperations() error {
 }
 
 // StopAll stops every guest, politely, for a host that goes down, and
-// returns when they have ended. It keeps what is wanted, so that the next
-// daemon starts those with autostart.
+// returns when they have ended and how is recorded. The next daemon starts
+// those that come with the host.
 func (c *Controller) StopAll(ctx context.Context, patience time.Duration) {
 	c.workers.close()
 	var stops sync.WaitGroup
@@ -298,14 +303,23 @@ func (c *Controller) stopForHost(ctx context.Context, in *api.Instance, g *guest
 	if err != nil {
 		return
 	}
+	if g.paused {
+		_ = e.Resume(ctx, in.ID) // one that stays frozen is killed
+	}
 	if e.Signal(ctx, in.ID, t.stopSignal(ctx)) == nil {
 		_ = t.await(ctx, g, time.Now().Add(patience))
 	}
 	if c.exit(g) == nil {
 		if err := t.kill(ctx, g); err != nil {
 			c.log.Error("a guest could not be stopped", "instance", in.Name, "error", err)
+			return
 		}
 	}
+	exit, again := *c.exit(g), in.Spec.Autostart || policyOf(in) == api.RestartAlways
+	if err := c.recordStopped(ctx, in.ID, exit, g.Ended.UTC(), g.Lost, again); err != nil {
+		c.log.Error("a guest's end could not be recorded", "instance", in.Name, "error", err)
+	}
+	c.emit("instance.stopped", &in.Meta, "the host goes down", nil)
 }
 
 // TakeDown removes from the host what stopped guests used, and closes the
