@@ -24,7 +24,7 @@ func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 			continue
 		}
 		caps, f := e.Probe(ctx)
-		state, detail, remedy := "ok", "engine "+e.Name(), ""
+		state, detail, remedy := "ok", e.Name(), ""
 		if !caps.Available {
 			state = "missing"
 			if caps.Reason != nil {
