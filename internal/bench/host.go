@@ -154,16 +154,30 @@ func (h *host) wait(ctx context.Context, op *api.Operation, err error) error {
 	return err
 }
 
-// keeper finds the pid of the daemon's keeper.
-func (h *host) keeper() (int, error) {
+// keepers are the pids of the daemon's keeper and of its companion that holds
+// what must outlive it.
+func (h *host) keepers() ([]int, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		b, err := os.ReadFile(p)
-		if err == nil && bytes.Contains(b, []byte("cleave-keeper")) && bytes.Contains(b, []byte(h.run)) {
-			return strconv.Atoi(filepath.Base(filepath.Dir(p)))
-		}
+	if err != nil {
+		return nil, err
 	}
-	return 0, errors.Join(err, errors.New("the keeper is not to be found"))
+	for _, p := range procs {
+		if b, err := os.ReadFile(p); err != nil || !bytes.Contains(b, []byte("cleave-keeper")) || !bytes.Contains(b, []byte(h.run)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		if err != nil {
+			return nil, err
+		}
+		pids := []int{pid}
+		for _, c := range children(pid) {
+			if strings.HasPrefix(readString(fmt.Sprintf("/proc/%d/cmdline", c)), "cleave-keeper") {
+				pids = append(pids, c)
+			}
+		}
+		return pids, nil
+	}
+	return nil, errors.New("the keeper is not to be found")
 }
 
 // left lists what the daemon can leave on a machine. Its scope sets the names

@@ -54,6 +54,14 @@ func rss(pid int) int64 {
 	return m["VmRSS"]
 }
 
+// sumOf adds up what of says of processes.
+func sumOf(pids []int, of func(pid int) int64) (sum int64) {
+	for _, pid := range pids {
+		sum += of(pid)
+	}
+	return sum
+}
+
 // children of a process.
 func children(pid int) []int {
 	var list []int
