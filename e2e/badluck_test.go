@@ -111,7 +111,7 @@ func TestHostileGuestsAreHeld(t *testing.T) {
 		for name, script := range map[string]string{
 			"sysrq":         "echo b >/proc/sysrq-trigger",
 			"core pattern":  "echo x >/proc/sys/kernel/core_pattern",
-			"kernel memory": "head -c 1 /proc/kcore",
+			"kernel memory": "head -c 1 /proc/kcore | grep -q .",
 			"block device":  "mknod /tmp/d b 8 0",
 			"kernel log":    "dmesg | grep -q .",
 			"module":        "insmod /bin/sh",

@@ -31,7 +31,7 @@ var stockTests = []struct {
 }{
 	{"e2e", []string{
 		"TestDoctorFindsAllOnCgroupV2", "TestFirstSteps", "TestLimitsHold", "TestDevicesAreRefused",
-		"TestSystemGuestOwnsItsCgroups", "TestDaemonMayDieAtAnyTime", "TestKeeperMayDie",
+		"TestSystemGuestOwnsItsCgroups", "TestDaemonMayDieAtAnyTime", "TestKeeperMayDie", "TestHostileGuestsAreHeld",
 	}},
 	{"keeper", []string{"TestNextKeeperTakesOverEverything", "TestAdoptFindsGuestWhenKeeperAndHolderAreDead", "TestStartIsBornInV2Cgroup"}},
 	{"engine/container", []string{
