@@ -93,19 +93,18 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		_, _ = systemd.SdNotify(false, systemd.SdNotifyStopping)
 		log.Info("ending", "signal", s.String())
 		stop()
-		_ = <-served
+		err := <-served
 		if s == unix.SIGPWR {
-			return d.takeDown(context.WithoutCancel(ctx))
+			err = errors.Join(err, d.takeDown(context.WithoutCancel(ctx)))
 		}
-		return nil
+		return err
 	case err := <-served:
 		return err
 	case <-d.store.Stopped():
 		return errors.New("the state store has ended by itself")
 	case <-ctx.Done():
 		stop()
-		_ = <-served
-		return nil
+		return <-served
 	}
 }
 

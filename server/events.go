@@ -86,6 +86,7 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 	defer cancel()
 	lines, failed := make(chan []byte), make(chan error, 1)
 	go func() {
+		defer close(failed)
 		failed <- s.backend.Events(ctx, since, func(e api.Event) error {
 			if project != "" && project != allProjects && e.Project != "" && e.Project != project {
 				return nil
@@ -104,11 +105,9 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 	}()
 	// The source has ended before this returns, so that it never outlives
 	// the request.
-	ended := false
 	defer func() {
 		cancel()
-		if !ended {
-			_ = <-failed
+		for range failed {
 		}
 	}()
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -125,7 +124,6 @@ func (s *Server) sendEvents(r *http.Request, w http.ResponseWriter, since contro
 		case <-beat.C:
 			err = out.send([]byte(":\n\n"))
 		case err = <-failed:
-			ended = true
 			if err != nil && ctx.Err() == nil {
 				s.aborted("events", err)
 			}
