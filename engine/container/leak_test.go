@@ -2,7 +2,6 @@ package container
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,9 +62,7 @@ func resources(t testing.TB, e *Engine) map[string][]string {
 			r["loop device"] = append(r["loop device"], l)
 		}
 	}
-	for _, p := range processes(e) {
-		r["process"] = append(r["process"], p)
-	}
+	r["process"] = append(r["process"], processes(e)...)
 	return r
 }
 
@@ -95,7 +92,7 @@ func checkLeaks(t testing.TB, e *Engine) {
 				}
 			}
 			for _, n := range now {
-				t.Error(fmt.Sprintf("%s %s is left", kind, n))
+				t.Errorf("%s %s is left", kind, n)
 			}
 		}
 	})

@@ -213,7 +213,7 @@ func fsName(dir string) string {
 		unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "nfs", unix.F2FS_SUPER_MAGIC: "f2fs",
 		0x2fc12fc1: "zfs",
 	}
-	return cmp.Or(names[int64(st.Type)], fmt.Sprintf("a file system of type %#x", st.Type))
+	return cmp.Or(names[int64(st.Type)], fmt.Sprintf("a file system of type %#x", st.Type)) //nolint:unconvert // int32 on some architectures
 }
 
 // probeProcess tries what concerns processes.

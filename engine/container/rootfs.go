@@ -98,11 +98,11 @@ func asOwner(base uint32, f func() error) error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
-	unix.Setfsgid(int(base))
-	unix.Setfsuid(int(base))
+	_ = unix.Setfsgid(int(base))
+	_ = unix.Setfsuid(int(base))
 	err := f()
-	unix.Setfsuid(0)
-	unix.Setfsgid(0)
+	_ = unix.Setfsuid(0)
+	_ = unix.Setfsgid(0)
 	// A thread that doesn't come back to what it was is not used again: it
 	// ends with its goroutine, which stays locked to it.
 	if uid, _ := unix.SetfsuidRetUid(-1); uid == 0 && unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0) == nil {

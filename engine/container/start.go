@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
@@ -374,7 +373,7 @@ func (l *launch) refused(ctx context.Context, err error) error {
 // died is the error for a guest that ended while its wall was being built.
 func (l *launch) died(err error) error {
 	return api.Errorf(api.CodeInternal, "start %s: its first process ended while its wall was being built: %w",
-		l.spec.Name, errors.Join(err)).WithHint("its log may say why: %s", filepath.Join(l.e.LogDir(l.spec.ID)))
+		l.spec.Name, err).WithHint("its log may say why: %s", l.e.LogDir(l.spec.ID))
 }
 
 func (l *launch) close() {

@@ -94,7 +94,7 @@ func Wait(c io.Reader, system bool) error {
 // report tells the host how it went, and ends the connection.
 func report(conn *net.UnixConn, err error) {
 	r := Report{Started: err == nil, Error: api.AsError(err)}
-	r.send(conn) // a host that is gone needs no answer
+	_ = r.send(conn) // a host that is gone needs no answer
 	conn.Close()
 }
 

@@ -52,9 +52,9 @@ func (g *Group) file(controller, name string) string {
 func (t *Tree) Create(id string, o Options) (*Group, error) {
 	g := t.Group(id)
 	if err := g.create(o); err != nil {
-		g.Kill()
+		_ = g.Kill()
 		for _, root := range t.roots() {
-			removeTree(g.dir(root))
+			_ = removeTree(g.dir(root))
 		}
 		return nil, err
 	}

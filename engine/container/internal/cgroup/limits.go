@@ -93,7 +93,7 @@ func restore(file, old, written string) {
 		}
 		old = value
 	}
-	write(file, strings.TrimSpace(old))
+	_ = write(file, strings.TrimSpace(old))
 }
 
 // unlimited is the value of a control file in a new group.
@@ -273,7 +273,7 @@ func (g *Group) joinCPUSet() error {
 			}
 			found, moved[pid] = true, true
 			// A process that ended meanwhile is none to move (ESRCH).
-			write(filepath.Join(dir, "cgroup.procs"), pid)
+			_ = write(filepath.Join(dir, "cgroup.procs"), pid)
 		}
 		if !found {
 			return nil

@@ -21,7 +21,7 @@ func wakeup(ctx context.Context) (*wake, error) {
 	w := &wake{r: fd, done: make(chan struct{})}
 	w.stop = context.AfterFunc(ctx, func() {
 		defer close(w.done)
-		unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		_, _ = unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	})
 	return w, nil
 }
