@@ -64,7 +64,7 @@ func Run(ctx context.Context, dir string, s *Spec) (int, error) {
 		if m := statusLine.FindStringSubmatch(line); m != nil {
 			status, _ = strconv.Atoi(m[1])
 		}
-		io.WriteString(s.Output, line)
+		_, _ = io.WriteString(s.Output, line)
 		if err != nil {
 			break
 		}
