@@ -20,11 +20,14 @@ import (
 // RCU, but not for a thread that moves itself (cgroup_procs_write_start).
 // Measured on 6.18 with eight hierarchies: 0.3 ms.
 func enterCgroups(procs []string) (home []string, err error) {
+	if len(procs) == 0 {
+		return nil, nil
+	}
+	before, err := threadCgroups()
+	if err != nil {
+		return nil, err
+	}
 	for _, path := range procs {
-		before, err := threadCgroups()
-		if err != nil {
-			return home, err
-		}
 		dir := filepath.Dir(path)
 		if err := joinCgroups([]string{filepath.Join(dir, "tasks")}); err != nil {
 			return home, enterError(path, err)
@@ -38,6 +41,7 @@ func enterCgroups(procs []string) (home []string, err error) {
 				home = append(home, filepath.Join(wayBack(dir, there, was), "tasks"))
 			}
 		}
+		before = after
 	}
 	return home, nil
 }
