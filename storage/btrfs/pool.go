@@ -30,10 +30,7 @@ type pool struct {
 	dir    *os.File  // the same, open
 	commit *committer
 	quota  *quota
-	ids    storage.Locks
-
-	open   sync.RWMutex // read-held by every call, so that Close waits for them
-	closed bool         // guarded by open
+	gate   *storage.Gate
 
 	deadMu sync.Mutex
 	dead   []uint64 // destroyed subvolumes whose qgroups are still to go
@@ -51,7 +48,7 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	if err := os.MkdirAll(c.Source, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of pool %q: %w", c.Name, err)
 	}
-	p := &pool{config: c}
+	p := &pool{config: c, gate: storage.NewGate(c.Name)}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -142,19 +139,9 @@ func (p *pool) names() ([]string, error) {
 	return dir.Readdirnames(-1)
 }
 
-// enter begins a call; the caller ends it with leave.
-func (p *pool) enter() (leave func(), err error) {
-	p.open.RLock()
-	if p.closed {
-		p.open.RUnlock()
-		return nil, api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
-	}
-	return p.open.RUnlock, nil
-}
-
 // Status implements storage.Driver.
 func (p *pool) Status(context.Context) (api.PoolStatus, error) {
-	leave, err := p.enter()
+	leave, err := p.gate.Enter()
 	if err != nil {
 		return api.PoolStatus{}, err
 	}
@@ -209,18 +196,20 @@ func (p *pool) loopStatus(s api.PoolStatus) (api.PoolStatus, error) {
 
 // Close implements storage.Driver. A loop file stays mounted.
 func (p *pool) Close() error {
-	p.open.Lock()
-	defer p.open.Unlock()
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return nil //nolint:nilerr // it is closed already
+	}
+	defer leave()
 	p.close()
 	return nil
 }
 
 // close undoes Open, as far as that has come, but for the mount.
 func (p *pool) close() {
-	if p.closed {
+	if !p.gate.Shut() {
 		return
 	}
-	p.closed = true
 	if p.grower != nil {
 		p.grower.Close()
 	}
@@ -238,11 +227,11 @@ func (p *pool) close() {
 
 // Unmount implements storage.Driver.
 func (p *pool) Unmount(context.Context) error {
-	p.open.Lock()
-	defer p.open.Unlock()
-	if p.closed {
-		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return err
 	}
+	defer leave()
 	// The lock goes last: another daemon must not meet a pool that is just
 	// being unmounted.
 	defer p.close()
@@ -266,11 +255,11 @@ func (p *pool) busy(what string, err error) error {
 // Destroy implements storage.Driver. Quotas stay enabled on a btrfs that was
 // there before.
 func (p *pool) Destroy(context.Context) error {
-	p.open.Lock()
-	defer p.open.Unlock()
-	if p.closed {
-		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return err
 	}
+	defer leave()
 	names, err := p.names()
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/storage"
 )
 
 // minVolume is the least limit that still lets a guest write: an empty
@@ -24,22 +23,6 @@ const (
 	newPrefix = ".new-"
 	delPrefix = ".del-"
 )
-
-// begin checks the id and waits for its turn.
-func (p *pool) begin(ctx context.Context, id string) (end func(), err error) {
-	if err := storage.CheckID(id); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	leave, err := p.enter()
-	if err != nil {
-		return nil, err
-	}
-	unlock := p.ids.Lock(id)
-	return func() { unlock(); leave() }, nil
-}
 
 func checkSize(id string, size api.Bytes) error {
 	if size < 0 || size > 0 && size < minVolume {
@@ -80,7 +63,7 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 	if err := checkSize(id, size); err != nil {
 		return err
 	}
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -135,7 +118,7 @@ func (p *pool) make(name string, size api.Bytes) error {
 
 // Delete implements storage.Driver.
 func (p *pool) Delete(ctx context.Context, id string) error {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -229,7 +212,7 @@ func (p *pool) Resize(ctx context.Context, id string, size api.Bytes) error {
 	if err := checkSize(id, size); err != nil {
 		return err
 	}
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -256,7 +239,7 @@ func (p *pool) Resize(ctx context.Context, id string, size api.Bytes) error {
 
 // Usage implements storage.Driver.
 func (p *pool) Usage(ctx context.Context, id string) (used, size api.Bytes, err error) {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -271,7 +254,7 @@ func (p *pool) Usage(ctx context.Context, id string) (used, size api.Bytes, err 
 
 // Path implements storage.Driver.
 func (p *pool) Path(ctx context.Context, id string) (string, error) {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -289,7 +272,7 @@ func (p *pool) Release(context.Context, string) error { return nil }
 
 // List implements storage.Driver.
 func (p *pool) List(ctx context.Context) ([]string, error) {
-	leave, err := p.enter()
+	leave, err := p.gate.Enter()
 	if err != nil {
 		return nil, err
 	}

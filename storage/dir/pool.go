@@ -26,10 +26,7 @@ type pool struct {
 	run      string // mount points
 	projects *projects
 	reflink  bool
-	ids      storage.Locks
-
-	open   sync.RWMutex // read-held by every call, so that Close waits for them
-	closed bool         // guarded by open
+	gate     *storage.Gate
 
 	background sync.WaitGroup
 	stop       context.CancelFunc // ends the sweep of the trash, which is part of it
@@ -56,7 +53,7 @@ func Open(ctx context.Context, c storage.Config) (_ storage.Driver, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pool %q: %w", c.Name, err)
 	}
-	p := &pool{config: c, volumes: filepath.Join(source, "volumes"), trash: filepath.Join(source, "trash"), run: run}
+	p := &pool{config: c, gate: storage.NewGate(c.Name), volumes: filepath.Join(source, "volumes"), trash: filepath.Join(source, "trash"), run: run}
 	if err := os.MkdirAll(source, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of pool %q: %w", c.Name, err)
 	}
@@ -148,19 +145,9 @@ func canReflink(dir string) bool {
 	return unix.IoctlFileClone(fds[1], fds[0]) == nil
 }
 
-// enter begins a call; the caller ends it with leave.
-func (p *pool) enter() (leave func(), err error) {
-	p.open.RLock()
-	if p.closed {
-		p.open.RUnlock()
-		return nil, api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
-	}
-	return p.open.RUnlock, nil
-}
-
 // List implements storage.Driver.
 func (p *pool) List(context.Context) ([]string, error) {
-	leave, err := p.enter()
+	leave, err := p.gate.Enter()
 	if err != nil {
 		return nil, err
 	}
@@ -198,17 +185,19 @@ func (p *pool) Status(ctx context.Context) (api.PoolStatus, error) {
 
 // Close implements storage.Driver.
 func (p *pool) Close() error {
-	p.open.Lock()
-	defer p.open.Unlock()
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return nil //nolint:nilerr // it is closed already
+	}
+	defer leave()
 	p.close()
 	return nil
 }
 
 func (p *pool) close() {
-	if p.closed {
+	if !p.gate.Shut() {
 		return
 	}
-	p.closed = true
 	p.stop()
 	p.background.Wait()
 	if p.projects != nil {
@@ -219,11 +208,11 @@ func (p *pool) close() {
 
 // Unmount implements storage.Driver.
 func (p *pool) Unmount(context.Context) error {
-	p.open.Lock()
-	defer p.open.Unlock()
-	if p.closed {
-		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return err
 	}
+	defer leave()
 	defer p.close()
 	ids, err := readNames(p.run)
 	if err != nil {
@@ -243,11 +232,11 @@ func (p *pool) Unmount(context.Context) error {
 
 // Destroy implements storage.Driver.
 func (p *pool) Destroy(ctx context.Context) error {
-	p.open.Lock()
-	defer p.open.Unlock()
-	if p.closed {
-		return api.Errorf(api.CodeUnavailable, "pool %q is closed", p.config.Name)
+	leave, err := p.gate.EnterAlone()
+	if err != nil {
+		return err
 	}
+	defer leave()
 	names, err := readNames(p.volumes)
 	if err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/storage"
 	"github.com/cleave-project/cleave/storage/internal/hostdisk"
 )
 
@@ -19,22 +18,6 @@ const (
 	diskName  = "disk.ext4"
 	newPrefix = ".new-" // no id begins with a dot
 )
-
-// begin checks the id and waits for its turn.
-func (p *pool) begin(ctx context.Context, id string) (end func(), err error) {
-	if err := storage.CheckID(id); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	leave, err := p.enter()
-	if err != nil {
-		return nil, err
-	}
-	unlock := p.ids.Lock(id)
-	return func() { unlock(); leave() }, nil
-}
 
 // part is what a volume consists of.
 type part struct {
@@ -95,7 +78,7 @@ func (p *pool) Create(ctx context.Context, id string, size api.Bytes) error {
 	}
 	// Both kinds of limit have a unit, and the limit is compared with size.
 	size = (size + limitUnit - 1) / limitUnit * limitUnit
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -168,7 +151,7 @@ func makeRoot(path string) (*os.File, error) {
 
 // Delete implements storage.Driver.
 func (p *pool) Delete(ctx context.Context, id string) error {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -204,7 +187,7 @@ func (p *pool) busy(what, id string, err error) error {
 // Resize implements storage.Driver.
 func (p *pool) Resize(ctx context.Context, id string, size api.Bytes) error {
 	size = (size + limitUnit - 1) / limitUnit * limitUnit
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -246,7 +229,7 @@ func (p *pool) resizeProject(id string, v *part, size api.Bytes) error {
 // Usage implements storage.Driver. A volume without limit, on a file system
 // without project quotas, is measured file by file.
 func (p *pool) Usage(ctx context.Context, id string) (used, size api.Bytes, err error) {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -268,7 +251,7 @@ func (p *pool) Usage(ctx context.Context, id string) (used, size api.Bytes, err 
 
 // Path implements storage.Driver.
 func (p *pool) Path(ctx context.Context, id string) (string, error) {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -286,7 +269,7 @@ func (p *pool) Path(ctx context.Context, id string) (string, error) {
 
 // Release implements storage.Driver.
 func (p *pool) Release(ctx context.Context, id string) error {
-	end, err := p.begin(ctx, id)
+	end, err := p.gate.EnterVolume(ctx, id)
 	if err != nil {
 		return err
 	}
