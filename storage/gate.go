@@ -12,7 +12,7 @@ import (
 // volumes run at the same time, those about one volume one after the other.
 type Gate struct {
 	pool string // its name
-	ids  Locks
+	ids  idLocks
 
 	mu   sync.RWMutex // read-held by every call
 	shut bool         // guarded by mu

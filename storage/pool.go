@@ -52,20 +52,20 @@ func Lock(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Locks lets work on different ids run at the same time and work on one id
+// idLocks lets work on different ids run at the same time and work on one id
 // one after the other. The zero value is ready.
-type Locks struct {
+type idLocks struct {
 	mu   sync.Mutex
 	held map[string]*idLock
 }
 
 type idLock struct {
 	mu   sync.Mutex
-	uses int // holders and waiters, guarded by Locks.mu
+	uses int // holders and waiters, guarded by idLocks.mu
 }
 
 // Lock waits for id; the caller calls unlock once.
-func (l *Locks) Lock(id string) (unlock func()) {
+func (l *idLocks) Lock(id string) (unlock func()) {
 	l.mu.Lock()
 	if l.held == nil {
 		l.held = make(map[string]*idLock)

@@ -40,7 +40,7 @@ func TestLockHasOneHolder(t *testing.T) {
 }
 
 func TestLocksSerializeByID(t *testing.T) {
-	var l Locks
+	var l idLocks
 	defer l.Lock("other")() // must not be waited for
 	const workers, rounds = 8, 1000
 	count := 0 // the race detector watches it as well
