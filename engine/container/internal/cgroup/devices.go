@@ -41,14 +41,42 @@ func loadDeviceFilter(allow []Device) (int, error) {
 		insns:    uint64(uintptr(unsafe.Pointer(unsafe.SliceData(prog)))),
 		license:  uint64(uintptr(unsafe.Pointer(unsafe.SliceData(license)))),
 	}
-	fd, _, e := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	var fd uintptr
+	var e unix.Errno
+	err := withoutSignals(func() {
+		fd, _, e = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	})
 	runtime.KeepAlive(prog)
 	runtime.KeepAlive(license)
-	if e != 0 {
-		return -1, fmt.Errorf("load device filter: %w", e)
+	if err == nil && e != 0 {
+		err = e
+	}
+	if err != nil {
+		return -1, fmt.Errorf("load device filter: %w", err)
 	}
 	unix.CloseOnExec(int(fd))
 	return int(fd), nil
+}
+
+// withoutSignals runs f on a thread that gets no signals. The verifier gives
+// up with EAGAIN when one is pending (kernel/bpf/verifier.c, do_check), and
+// Go's runtime sends SIGURG to threads that it wants to preempt: on a busy
+// host the daemon would not start.
+func withoutSignals(f func()) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, &old); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	f()
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+		return fmt.Errorf("unblock signals: %w", err)
+	}
+	return nil
 }
 
 // insn is struct bpf_insn; regs holds the destination in the low half.
