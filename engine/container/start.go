@@ -262,7 +262,10 @@ var agentEnv = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
 // namespace. The start time makes sure that the number is still the guest's.
 func (l *launch) setLimits() error {
 	now, err := startTime(l.guest.PID)
-	if err != nil || now != l.guest.StartTime {
+	if err == nil && now != l.guest.StartTime {
+		err = fmt.Errorf("process %d is another by now", l.guest.PID)
+	}
+	if err != nil {
 		return l.died(err)
 	}
 	l.rlimits, err = setRlimits(l.guest.PID, l.spec.Ulimits)
