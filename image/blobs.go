@@ -225,14 +225,15 @@ func (bl *blob) advance(n int64) {
 	bl.more.Broadcast()
 }
 
+// finish tells how it ended; by then what failed has left no file.
 func (bl *blob) finish(err error) {
+	if err != nil {
+		_ = os.Remove(bl.file.Name())
+	}
 	bl.mu.Lock()
 	bl.done, bl.err = err == nil, err
 	bl.mu.Unlock()
 	bl.more.Broadcast()
-	if err != nil {
-		_ = os.Remove(bl.file.Name())
-	}
 }
 
 func (bl *blob) failure() error {
