@@ -40,12 +40,20 @@ func runDir() (dir string, unmount func() error, err error) {
 		return "", nil, errors.Join(fmt.Errorf("tmpfs on %s: %w", dir, err), os.Remove(dir))
 	}
 	return dir, func() error {
-		if err := unix.Unmount(dir, 0); err != nil {
+		// A keeper that is about to end has a file open.
+		err := unix.Unmount(dir, 0)
+		for end := time.Now().Add(endsWithin); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = unix.Unmount(dir, 0) {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if err != nil {
 			return fmt.Errorf("unmounting %s: %w", dir, err)
 		}
 		return os.Remove(dir)
 	}, nil
 }
+
+// endsWithin is how long the last processes may take to end; nothing tells.
+const endsWithin = 2 * time.Second
 
 // newHost starts a daemon with its data below dir.
 func newHost(bin, dir, run string) (*host, error) {
@@ -213,10 +221,10 @@ func (h *host) left() []string {
 	return all
 }
 
-// printLeft says what was left. The last processes may take a moment to end.
+// printLeft says what was left.
 func (h *host) printLeft() {
 	left := h.left()
-	for end := time.Now().Add(2 * time.Second); len(left) > 0 && time.Now().Before(end); left = h.left() {
+	for end := time.Now().Add(endsWithin); len(left) > 0 && time.Now().Before(end); left = h.left() {
 		time.Sleep(20 * time.Millisecond)
 	}
 	for _, l := range left {
