@@ -79,6 +79,29 @@ func TestGuestIsOrdinaryForTheOOMKiller(t *testing.T) {
 	}
 }
 
+// What a guest uses of inotify instances and namespaces is charged to the
+// owner of its user namespace. That must be nobody else: not the host's root,
+// whom all guests would share.
+func TestGuestOwnsItsUserNamespace(t *testing.T) {
+	k := newKeeper(t)
+	g := k.start(k.request("mine", "sleep"))
+	k.ready("mine")
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", g.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	owner, err := unix.IoctlGetUint32(int(ns.Fd()), unix.NS_GET_OWNER_UID)
+	if err != nil || owner != testOwner {
+		t.Errorf("the owner is user %d, %v, want %d", owner, err, testOwner)
+	}
+	// Nothing of that stays with the keeper.
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", k.pid()))
+	if err != nil || !strings.Contains(string(status), "\nUid:\t0\t0\t0\t0\n") {
+		t.Errorf("the keeper: %v\n%s", err, status)
+	}
+}
+
 func TestExitStatusIsReportedOnce(t *testing.T) {
 	k := newKeeper(t)
 	exits, err := k.Exits(t.Context())

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -65,7 +66,7 @@ func (l *launch) clone() (pid, pidfd int, err error) {
 func (l *launch) forkInCgroups(fds descriptorSet) (pid int, err error) {
 	home, err := enterCgroups(l.request.CgroupProcs)
 	if err == nil {
-		pid, err = l.fork(fds)
+		pid, err = l.forkAsOwner(fds)
 	}
 	// Before the thread ends, which may take a while: whoever kills what is
 	// in the guest's cgroup must not find the keeper there.
@@ -73,6 +74,45 @@ func (l *launch) forkInCgroups(fds descriptorSet) (pid int, err error) {
 		err = fmt.Errorf("leave the guest's cgroups: %w", herr)
 	}
 	return pid, err
+}
+
+// forkAsOwner forks with the effective user that the guest's root is on the
+// host. The kernel charges what a guest uses of its countable resources
+// (inotify instances and watches, namespaces: /proc/sys/user) to the user who
+// made its user namespace as well. Were that root for all guests, one of them
+// could use up what the host and every other guest has: 128 inotify instances
+// by default (kernel/ucount.c, inc_ucount).
+func (l *launch) forkAsOwner(fds descriptorSet) (pid int, err error) {
+	owner := slices.IndexFunc(l.request.UIDMap, func(m IDMap) bool { return m.Inside == 0 })
+	if l.request.Clone&unix.CLONE_NEWUSER == 0 || owner < 0 {
+		return l.fork(fds)
+	}
+	// The capabilities stay, also while the user is another one.
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoSetuidFixup, 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("keep capabilities: %w", err)
+	}
+	own := uint32(unix.Geteuid())
+	if err := setEffectiveUser(l.request.UIDMap[owner].Outside); err != nil {
+		return 0, err
+	}
+	pid, err = l.fork(fds)
+	if uerr := setEffectiveUser(own); err == nil {
+		err = uerr
+	}
+	return pid, err
+}
+
+// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP (capabilities(7)).
+const secbitNoSetuidFixup = 1 << 2
+
+// setEffectiveUser is for the calling thread alone; package syscall's would
+// change all threads.
+func setEffectiveUser(uid uint32) error {
+	const same = ^uintptr(0)
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(uid), same); e != 0 {
+		return fmt.Errorf("become user %d: %w", uid, e)
+	}
+	return nil
 }
 
 func (l *launch) fork(fds descriptorSet) (pid int, err error) {

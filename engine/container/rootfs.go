@@ -88,27 +88,44 @@ func layer(volume *os.File, name string) (*os.File, error) {
 	return mountfd.Open(volume, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 }
 
-// asOwner runs f on a thread whose file system ids are the guest's root's
-// and which keeps its capabilities. An overlay remembers the ids it was
-// made with and makes its own files with them: with the host's, which the
-// idmapped upper layer can't express, every copy up would fail (EOVERFLOW).
+// asOwner runs f on a thread whose effective ids are the guest's root's and
+// which keeps its capabilities.
+//
+// An overlay remembers the ids it was made with and makes its own files with
+// them: with the host's, which the idmapped upper layer can't express, every
+// copy up would fail (EOVERFLOW). And the owner of a user namespace has all
+// capabilities in it, whichever the host's root lacks (user_namespaces(7),
+// "Capabilities").
 func asOwner(base uint32, f func() error) error {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoSetuidFixup, 0, 0, 0); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
-	_ = unix.Setfsgid(int(base))
-	_ = unix.Setfsuid(int(base))
-	err := f()
-	_ = unix.Setfsuid(0)
-	_ = unix.Setfsgid(0)
+	err := setEffective(unix.SYS_SETRESGID, base)
+	if err == nil {
+		err = setEffective(unix.SYS_SETRESUID, base)
+	}
+	if err == nil {
+		err = f()
+	}
 	// A thread that doesn't come back to what it was is not used again: it
 	// ends with its goroutine, which stays locked to it.
-	if uid, _ := unix.SetfsuidRetUid(-1); uid == 0 && unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0) == nil {
+	if setEffective(unix.SYS_SETRESUID, 0) == nil && setEffective(unix.SYS_SETRESGID, 0) == nil &&
+		unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0) == nil {
 		runtime.UnlockOSThread()
 	}
 	return err
+}
+
+// setEffective sets an effective id, and with it that for file systems, of
+// the calling thread alone; package syscall's would change all threads.
+func setEffective(call uintptr, id uint32) error {
+	const same = ^uintptr(0)
+	if _, _, e := unix.RawSyscall(call, same, uintptr(id), same); e != 0 {
+		return fmt.Errorf("become user %d: %w", id, e)
+	}
+	return nil
 }
 
 // secbitNoSetuidFixup leaves capabilities alone when ids change

@@ -268,8 +268,10 @@ func (l *launch) setLimits() error {
 	if err != nil {
 		return l.died(err)
 	}
-	l.rlimits, err = setRlimits(l.guest.PID, l.spec.Ulimits)
-	return err
+	return asOwner(l.spec.UIDBase, func() (err error) {
+		l.rlimits, err = setRlimits(l.guest.PID, l.spec.Ulimits)
+		return err
+	})
 }
 
 // send finishes the mounts with the guest's id map and hands all over.
