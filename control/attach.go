@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cleave-project/cleave/agent"
@@ -85,41 +87,74 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 	if !opts.Start {
 		return nil, false, notRunning(in)
 	}
-	ch := make(chan attached, 1)
+	con, err := c.startAttached(ctx, e, in, opts.ConsoleOptions)
+	return wrap(con, err)
+}
+
+// startAttached starts an instance and attaches to it before its first output.
+func (c *Controller) startAttached(ctx context.Context, e engine.Engine, in *api.Instance, opts engine.ConsoleOptions) (engine.Console, error) {
+	opts.Replay = true
+	w := waiter{opts, make(chan attached, 1)}
 	c.mu.Lock()
-	c.waiting[in.ID] = append(c.waiting[in.ID], waiter{opts.ConsoleOptions, ch})
+	c.waiting[in.ID] = append(c.waiting[in.ID], w)
 	c.mu.Unlock()
-	if _, err := c.PowerInstance(ctx, project, name, PowerRequest{Action: "start"}); err != nil {
-		return nil, false, err
+	op, err := c.PowerInstance(ctx, in.Project, in.Name, PowerRequest{Action: "start"})
+	if err != nil {
+		c.giveUp(in.ID, w)
+		return nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel()
+	over := make(chan struct{})
+	watch.Go(func() {
+		defer close(over)
+		for err == nil && !op.Finished() && ctx.Err() == nil {
+			op, err = c.WaitOperation(ctx, op.ID, op.Changes)
+		}
+	})
 	select {
-	case a := <-ch:
-		return wrap(a.console, a.err)
-	case <-ctx.Done():
-		// Whoever serves the channel finds it buffered; nobody reads it, so
-		// the attachment must be closed for us.
-		go func() {
-			if a := <-ch; a.console != nil {
-				a.console.Close()
-			}
-		}()
-		return nil, false, ctx.Err()
+	case a := <-w.ch:
+		return a.console, a.err
+	case <-over:
 	}
+	switch {
+	case !c.giveUp(in.ID, w): // it is being attached right now
+		a := <-w.ch
+		return a.console, a.err
+	case err != nil:
+		return nil, err
+	case op.Error != nil:
+		return nil, op.Error
+	case !op.Finished():
+		return nil, ctx.Err()
+	}
+	// Somebody else's start was first, or a stop came before ours.
+	return e.Console(ctx, in.ID, opts)
+}
+
+// giveUp takes somebody off those who wait, if he still does.
+func (c *Controller) giveUp(id string, w waiter) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.waiting[id], func(o waiter) bool { return o.ch == w.ch })
+	if i < 0 {
+		return false
+	}
+	c.waiting[id] = slices.Delete(c.waiting[id], i, i+1)
+	if len(c.waiting[id]) == 0 {
+		delete(c.waiting, id)
+	}
+	return true
 }
 
 // attachWaiting serves those who asked for a start. It runs before the
 // guest's end can be dealt with, so that even the shortest is attached to.
 func (c *Controller) attachWaiting(ctx context.Context, e engine.Engine, id string) {
 	for _, w := range c.takeWaiting(id) {
-		w.opts.Replay = true
 		con, err := e.Console(ctx, id, w.opts)
 		w.ch <- attached{con, err}
-	}
-}
-
-func (c *Controller) failWaiting(id string, err error) {
-	for _, w := range c.takeWaiting(id) {
-		w.ch <- attached{err: err}
 	}
 }
 

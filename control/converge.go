@@ -21,8 +21,14 @@ type task struct {
 // converge makes one instance what its record and its open operations say.
 // It is the only place that does, and runs once at a time per instance.
 func (c *Controller) converge(id string, wake <-chan struct{}) {
+	if c.ctx.Err() != nil {
+		return
+	}
 	in := c.instances.ByID(id)
-	if in == nil || c.ctx.Err() != nil {
+	if in == nil {
+		if err := c.endOrphans(c.ops.openFor(id)); err != nil {
+			c.log.Error("operations of a deleted instance could not be ended", "id", id, "error", err)
+		}
 		return
 	}
 	t := &task{c: c, in: in, ops: c.ops.openFor(id), wake: wake}

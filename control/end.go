@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 
@@ -115,11 +116,7 @@ func (t *task) remove(ctx context.Context, g *guest) error {
 	var ends []store.Op
 	ops := t.c.ops.openFor(t.in.ID)
 	for _, op := range ops {
-		var err error
-		if op.Verb != "instance.delete" {
-			err = api.Errorf(api.CodeConflict, "instance %q was deleted", t.in.Name)
-		}
-		ends = append(ends, t.c.ops.col.Put(finished(op, "", err)))
+		ends = append(ends, t.c.ops.col.Put(orphaned(op)))
 	}
 	for {
 		in := t.c.instances.ByID(t.in.ID)
@@ -141,6 +138,28 @@ func (t *task) remove(ctx context.Context, g *guest) error {
 	t.c.emit("instance.deleted", &t.in.Meta, "", nil)
 	t.c.ops.wake(ops...)
 	return nil
+}
+
+// orphaned is the record of an operation whose instance is gone: a deletion
+// has what it wanted.
+func orphaned(op *api.Operation) *api.Operation {
+	if op.Verb == "instance.delete" {
+		return finished(op, "", nil)
+	}
+	return finished(op, "", api.Errorf(api.CodeConflict, "instance %q was deleted", op.Target))
+}
+
+// endOrphans ends operations that were asked for while their instance was
+// being removed, too late to be ended with it.
+func (c *Controller) endOrphans(ops []*api.Operation) error {
+	var errs []error
+	for _, op := range ops {
+		if err := c.commit(c.ops.col.Put(orphaned(op))); !api.IsCode(err, api.CodeConflict) { // else it has ended
+			errs = append(errs, err)
+		}
+	}
+	c.ops.wake(ops...)
+	return errors.Join(errs...)
 }
 
 // dismantle removes everything of an instance but its record.

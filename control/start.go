@@ -102,7 +102,6 @@ func (t *task) start(ctx context.Context) (err error) {
 	found, err := e.Start(ctx, spec)
 	if err != nil {
 		c.forget(in.ID)
-		c.failWaiting(in.ID, err)
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		if cerr := t.cleanUp(undo); cerr != nil {
