@@ -107,6 +107,7 @@ func New(ctx context.Context, o Options) (*Controller, error) {
 		restarts: map[string]*backoff{}, tokenUse: map[string]time.Time{},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.workers.ctx, c.workers.halt = context.WithCancel(c.ctx)
 	c.host, _ = os.Hostname()
 	for _, e := range o.Engines {
 		c.engines[e.Kind()] = e

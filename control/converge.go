@@ -21,7 +21,7 @@ type task struct {
 // converge makes one instance what its record and its open operations say.
 // It is the only place that does, and runs once at a time per instance.
 func (c *Controller) converge(id string, wake <-chan struct{}) {
-	if c.ctx.Err() != nil {
+	if c.workers.ctx.Err() != nil {
 		return
 	}
 	in := c.instances.ByID(id)
@@ -32,13 +32,13 @@ func (c *Controller) converge(id string, wake <-chan struct{}) {
 		return
 	}
 	t := &task{c: c, in: in, ops: c.ops.openFor(id), wake: wake}
-	ctx, cancel := context.WithCancel(c.ctx)
+	ctx, cancel := context.WithCancel(c.workers.ctx)
 	defer cancel()
 	for _, op := range t.ops {
 		c.ops.onCancel(op, cancel)
 	}
 	err := t.run(ctx)
-	if err != nil && c.ctx.Err() == nil {
+	if err != nil && c.workers.ctx.Err() == nil { // else the next daemon takes it up
 		t.fail(err)
 	}
 }

@@ -92,3 +92,36 @@ func (w *world) deleting(name string) {
 		w.t.Fatalf("delete %s: %+v", in.ID, op)
 	}
 }
+
+// A host that goes down can't wait for a pull, nor for the patience that a
+// user's own stop has.
+func TestStopAllDoesNotWaitForWorkUnderWay(t *testing.T) {
+	host, asked := silentRegistry(t)
+	w := newWorld(t)
+	long := 3600
+	in := w.launch("patient", spec(func(s *api.InstanceSpec) { s.StopSeconds = &long }))
+	if _, err := w.c.PowerInstance(t.Context(), "", "patient", PowerRequest{Action: "stop"}); err != nil {
+		t.Fatal(err)
+	}
+	pull := spec(func(s *api.InstanceSpec) { s.Image = host + "/none:1" })
+	if _, err := w.c.CreateInstance(t.Context(), &api.Instance{Meta: api.Meta{Name: "pulling"}, Spec: pull}, true); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.c.StopAll(t.Context(), 0)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits")
+	}
+	if now := w.c.instances.ByID(in.ID); now.Status.Phase != api.PhaseStopped {
+		t.Errorf("the guest that was being stopped is %s", now.Status.Phase)
+	}
+	if now, err := w.c.Instance("", "pulling"); err != nil || now.Status.Phase != api.PhaseCreating {
+		t.Errorf("what was being created: %v, want it to be left to the next daemon", err)
+	}
+}

@@ -1,6 +1,9 @@
 package control
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // workers runs at most one converge per instance at a time. A kick during it
 // wakes it, and has it run once more.
@@ -9,6 +12,8 @@ type workers struct {
 	active map[string]*worker
 	closed bool
 	wg     sync.WaitGroup
+	ctx    context.Context // of all converging
+	halt   context.CancelFunc
 }
 
 type worker struct {
@@ -53,10 +58,12 @@ func (c *Controller) work(id string, w *worker) {
 	}
 }
 
-// close lets no new work begin and waits for what is under way.
+// close lets no new work begin, has what is under way given up where it
+// stands, and waits for that.
 func (w *workers) close() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
+	w.halt()
 	w.wg.Wait()
 }
