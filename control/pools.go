@@ -57,11 +57,14 @@ func (c *Controller) openPool(ctx context.Context, p *api.Pool, fresh bool) erro
 
 // checkMark refuses a source that is not this pool's.
 func (c *Controller) checkMark(p *api.Pool, fresh bool) error {
+	if p.Spec.Source == "" {
+		return nil // it lies beside the records themselves
+	}
 	source := c.poolSource(p)
 	b, err := os.ReadFile(filepath.Join(source, poolMark))
 	owner := strings.TrimSpace(string(b))
 	switch {
-	case fresh && (err != nil || p.Spec.Source == "" || owner == p.ID):
+	case fresh && (err != nil || owner == p.ID):
 		return nil
 	case fresh:
 		return api.Errorf(api.CodeInUse, "%s holds another pool (id %s)", source, owner).WithField("spec.source").
