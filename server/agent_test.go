@@ -178,6 +178,22 @@ func TestExecTellsWhatCannotBeExecuted(t *testing.T) {
 	}
 }
 
+// A guest's root can stop its agent (ptrace, SIGSTOP to a system guest's).
+func TestExecGivesUpAGuestThatDoesNotAnswer(t *testing.T) {
+	b := &guestBackend{fake: newFake(), socket: filepath.Join(t.TempDir(), "agent")}
+	b.add("default", "web", 1)
+	l, err := net.Listen("unix", b.socket) // whose backlog takes connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	h := start(t, b, func(t *timeouts) { t.begin = 100 * time.Millisecond })
+	c := h.exec(t, api.ExecRequest{Command: []string{"true"}})
+	if _, last := drain(t, c, io.Discard); !strings.Contains(last, `"code":"timeout"`) {
+		t.Errorf("got %s", last)
+	}
+}
+
 func TestFilesGoBothWays(t *testing.T) {
 	h := start(t, startGuest(t))
 	dir := t.TempDir()

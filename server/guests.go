@@ -93,7 +93,11 @@ func (s *Server) attachConsole(ctx context.Context, in *attachConsole) (*plain[a
 	}))
 }
 
+// openExec starts a command. A guest can stop its agent, or answer nothing:
+// neither the caller nor we wait for that for ever.
 func (s *Server) openExec(ctx context.Context, project, name string, req api.ExecRequest) (session, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.begin)
+	defer cancel()
 	c, err := s.backend.Agent(ctx, project, name)
 	if err != nil {
 		return nil, err

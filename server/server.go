@@ -33,11 +33,12 @@ type timeouts struct {
 	write     time.Duration // for a reader of events or logs to take a piece
 	drain     time.Duration // for requests to end when the server stops
 	heartbeat time.Duration // between signs of life on an idle stream
+	begin     time.Duration // for a guest to begin a command
 }
 
 var defaultTimeouts = timeouts{
 	header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute,
-	write: time.Minute, drain: 5 * time.Second, heartbeat: 15 * time.Second,
+	write: time.Minute, drain: 5 * time.Second, heartbeat: 15 * time.Second, begin: 30 * time.Second,
 }
 
 // Options configure a Server.
