@@ -260,6 +260,25 @@ func TestDevicesOfTheHostAreOutOfReach(t *testing.T) {
 	}
 }
 
+// A group costs the host memory that the guest is not charged for. Version 2
+// bounds their number; version 1 has no such bound.
+func TestGuestMakesNoGroupsWithoutBound(t *testing.T) {
+	script := `
+		mkdir /tmp/g
+		cut -d: -f2 /proc/self/cgroup | while read h; do
+			case $h in ?*) mount -t cgroup -o none,$h x /tmp/g 2>/dev/null || mount -t cgroup -o $h x /tmp/g 2>/dev/null;; esac
+			mkdir /tmp/g/evil 2>/dev/null && [ -e /tmp/g/evil/tasks ] && echo MADE in $h
+			rmdir /tmp/g/evil 2>/dev/null; umount /tmp/g 2>/dev/null
+		done
+		mount -o remount,rw,bind /sys/fs/cgroup/systemd 2>/dev/null; mkdir /sys/fs/cgroup/systemd/evil 2>/dev/null && echo MADE
+		echo done`
+	both(t, script, func(t *testing.T, _ *Engine, out string) {
+		if out != "done\n" {
+			t.Errorf("output %q", out)
+		}
+	})
+}
+
 func TestOrdinaryGuestHasNoNamespacesToMake(t *testing.T) {
 	e := newEngine(t)
 	checkLeaks(t, e)

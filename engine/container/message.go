@@ -29,10 +29,8 @@ func (l *launch) message() *setup.Spec {
 		m.Mounts = append(m.Mounts, setup.Mount{Target: mnt.Target, Dir: isDir(l.mounts[i]), Clone: mnt.ReadOnly && l.mayMount()})
 	}
 	for _, h := range l.group.Hierarchies() {
-		// The guest owns its version 2 subtree and name=systemd; version 1
-		// controllers are for looking at.
-		own := s.System && (h.V2 || h.Name == "systemd")
-		m.Cgroups = append(m.Cgroups, setup.Cgroup{Name: h.Name, V2: h.V2, Options: h.Options, Write: own})
+		// The guest owns its version 2 subtree; version 1 is for looking at.
+		m.Cgroups = append(m.Cgroups, setup.Cgroup{Name: h.Name, V2: h.V2, Options: h.Options, Write: s.System && h.V2})
 	}
 	for _, n := range s.NICs {
 		m.NICs = append(m.NICs, nic(n))

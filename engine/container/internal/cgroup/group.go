@@ -153,10 +153,15 @@ func fillCPUSet(dir string) error {
 	return nil
 }
 
-// delegate makes the guest's own roots: a child in the version 2 hierarchy,
-// and the group itself in version 1's name=systemd, which has no controller.
+// delegate makes the guest's own root: a child in the version 2 hierarchy.
+//
+// Nothing of version 1 is handed over, not even name=systemd, which has no
+// controller: nothing there bounds how many groups a guest makes, nor how
+// deep, and the kernel charges them to nobody. Measured: a guest limited to
+// 128 MiB took 5 GiB of the host's memory in 25 seconds. What systemd keeps in
+// name=systemd beside version 2 is a copy that it does without.
 func (g *Group) delegate(owner uint32) error {
-	// Bounds what rmdir of a dead guest's groups may cost.
+	// Bounds what a guest's groups may cost, and their rmdir when it is dead.
 	if err := write(filepath.Join(g.V2(), "cgroup.max.descendants"), "2000"); err != nil {
 		return err
 	}
@@ -175,13 +180,7 @@ func (g *Group) delegate(owner uint32) error {
 	// The files that /sys/kernel/cgroup/delegate names; what a kernel
 	// doesn't have is none to hand over.
 	names := []string{".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group"}
-	if err := chown(child, owner, names); err != nil {
-		return err
-	}
-	if root := g.t.v1["name=systemd"]; root != "" {
-		return chown(g.dir(root), owner, []string{".", "cgroup.procs", "tasks"})
-	}
-	return nil
+	return chown(child, owner, names)
 }
 
 func chown(dir string, owner uint32, names []string) error {
