@@ -70,6 +70,16 @@ func TestSharedMemoryAndDevAreBounded(t *testing.T) {
 	}
 }
 
+// The kernel has one bound for the terminals of all guests, and one that a
+// devpts shows.
+func TestTerminalsAreBounded(t *testing.T) {
+	e := newEngine(t)
+	checkLeaks(t, e)
+	if out, _ := runGuest(t, e, guestSpec(t, `grep ' /dev/pts devpts ' /proc/mounts`)); !strings.Contains(out, ",max=1024") {
+		t.Errorf("output %q", out)
+	}
+}
+
 func TestStartThatFailsLeavesNothing(t *testing.T) {
 	e := newEngine(t)
 	checkLeaks(t, e)

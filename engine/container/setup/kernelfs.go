@@ -237,8 +237,10 @@ func (b *builder) mountDev() error {
 		at string
 		fs *mountfd.FS
 	}{
-		// Group 5 is tty wherever there is one.
-		{"pts", mountfd.New("devpts").String("ptmxmode", "0666").String("mode", "0620").String("gid", "5")},
+		// Group 5 is tty wherever there is one. All guests share 3,072
+		// terminals by default (kernel.pty.max less pty.reserve), of which one
+		// guest is not to take all.
+		{"pts", mountfd.New("devpts").String("ptmxmode", "0666").String("mode", "0620").String("gid", "5").String("max", "1024")},
 		{"shm", mountfd.New("tmpfs").String("mode", "1777").String("size", shm)},
 		{"mqueue", mountfd.New("mqueue")},
 	} {
