@@ -258,12 +258,6 @@ func (g *Group) Thaw(ctx context.Context) error {
 	return g.waitEvent(ctx, "frozen 0")
 }
 
-// Frozen tells whether Freeze was called last.
-func (g *Group) Frozen() bool {
-	b, err := os.ReadFile(filepath.Join(g.V2(), "cgroup.freeze"))
-	return err == nil && strings.TrimSpace(string(b)) == "1"
-}
-
 // Kill kills every process in the group, also ones that are being forked
 // (cgroup-v2.rst, cgroup.kill).
 func (g *Group) Kill() error {

@@ -231,11 +231,15 @@ func (t *Tree) Close() error {
 	return nil
 }
 
-// write sets a control file. The kernel reads one value per write.
+// write sets a control file. The kernel reads one value per write. It may
+// refuse one because a signal is pending (a memory limit that has to reclaim
+// first), and the runtime sends its threads signals to preempt them.
 func write(file, value string) error {
 	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err == nil {
-		_, err = unix.Write(fd, []byte(value))
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Write(fd, []byte(value))
+		}
 		unix.Close(fd)
 	}
 	if err != nil {

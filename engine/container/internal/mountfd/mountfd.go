@@ -136,11 +136,6 @@ func IDMap(m, userns *os.File, attr uint64) error {
 	return err
 }
 
-// SetPrivate cuts a mount and what is below it off from propagation.
-func SetPrivate(m *os.File) error {
-	return setattr(m, unix.MountAttr{Propagation: unix.MS_PRIVATE})
-}
-
 func setattr(m *os.File, a unix.MountAttr) error {
 	err := unix.MountSetattr(int(m.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &a)
 	runtime.KeepAlive(m)
