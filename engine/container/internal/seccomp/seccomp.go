@@ -59,6 +59,25 @@ func Filter(capabilities []string) ([]byte, error) {
 	return b, nil
 }
 
+// subvolumes are the requests of ioctl(2) by which the owner of a directory on
+// btrfs makes subvolumes and snapshots in it (linux/btrfs.h). Each one takes an
+// anonymous device number, of which the host has a million for all its mounts,
+// and full quota groups don't count what is in it. A guest hears what any
+// other file system says, and whoever can do without makes a directory. The
+// kernel looks at the lower half of the argument only.
+var subvolumes = func() (rs []rule) {
+	for _, request := range []uint64{
+		0x50009401, // BTRFS_IOC_SNAP_CREATE
+		0x5000940e, // BTRFS_IOC_SUBVOL_CREATE
+		0x50009417, // BTRFS_IOC_SNAP_CREATE_V2
+		0x50009418, // BTRFS_IOC_SUBVOL_CREATE_V2
+	} {
+		arg := specs.LinuxSeccompArg{Index: 1, Value: 0xffffffff, ValueTwo: request, Op: specs.OpMaskedEqual}
+		rs = append(rs, rule{[]specs.LinuxSeccompArg{arg}, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)})
+	}
+	return rs
+}()
+
 // rule is what one entry of the profile says of a system call.
 type rule struct {
 	args   []specs.LinuxSeccompArg // all must hold
@@ -117,6 +136,10 @@ func spansOf(profile *specs.LinuxSeccomp, info *arch.Info) ([]span, error) {
 	if err != nil {
 		return nil, err
 	}
+	ioctl, ok := info.SyscallNames["ioctl"]
+	if !ok {
+		return nil, fmt.Errorf("seccomp: ioctl has no number on this architecture")
+	}
 	last := slices.Max(slices.Collect(maps.Keys(rules)))
 	var spans []span
 	for nr := range last + 2 {
@@ -128,6 +151,9 @@ func spansOf(profile *specs.LinuxSeccomp, info *arch.Info) ([]span, error) {
 			s.rest = rs[slices.IndexFunc(rs, unconditional)].action
 		default:
 			s.rules = rs
+		}
+		if int(nr) == ioctl {
+			s.rules = append(slices.Clone(subvolumes), s.rules...)
 		}
 		if n := len(spans); n > 0 && spans[n-1].rules == nil && s.rules == nil && spans[n-1].rest == s.rest {
 			continue

@@ -10,7 +10,10 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 )
 
-const eperm = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+const (
+	eperm  = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	enotty = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)
+)
 
 // call is a struct seccomp_data. The interpreter in x/net/bpf reads packets,
 // which are big-endian, so the words are written that way.
@@ -61,6 +64,10 @@ func TestFilterDecides(t *testing.T) {
 		{"AF_QIPCRTR", nil, call(id, nr("socket"), 42), allow},
 		{"personality query", nil, call(id, nr("personality"), 0xffffffff), allow},
 		{"personality without randomization", nil, call(id, nr("personality"), 0x40000), eperm},
+		{"ioctl", nil, call(id, nr("ioctl"), 0, unix.TIOCGWINSZ), allow},
+		{"a subvolume of btrfs", nil, call(id, nr("ioctl"), 0, 0x5000940e), enotty},
+		{"the same by a system guest, with dirt in the upper half", []string{"CAP_SYS_ADMIN"}, call(id, nr("ioctl"), 0, 1<<32|0x50009418), enotty},
+		{"a clone of a file's data", nil, call(id, nr("ioctl"), 0, 0x40049409), allow},
 		{"a call of the future", nil, call(id, 9999), noSuchCall},
 		{"x32", nil, call(id, 0x40000000|nr("read")), noSuchCall},
 		{"i386", nil, call(0x40000003, 3), kill},
