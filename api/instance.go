@@ -57,7 +57,7 @@ type Instance struct {
 // setting where it has one, else the default named at the field.
 type InstanceSpec struct {
 	Kind  Kind   `json:"kind,omitempty" enum:"container,pvm,vm" doc:"The wall; container if empty"`
-	Image string `json:"image" doc:"Image reference, like base, debian:bookworm or sha256:..."`
+	Image string `json:"image,omitempty" doc:"Image reference, like base, debian:bookworm or sha256:...; empty for a machine with an empty disk (machine.firmware)"`
 	Power Power  `json:"power,omitempty" enum:"running,stopped,paused" doc:"Desired state"`
 
 	Entrypoint  []string          `json:"entrypoint,omitempty" doc:"Replaces the image's entry point; the image's command is then not used"`
@@ -86,6 +86,30 @@ type InstanceSpec struct {
 	Ulimits   map[string]Ulimit `json:"ulimits,omitempty" doc:"By name without RLIMIT_, like nofile"`
 	ShmSize   Bytes             `json:"shmSize,omitempty" doc:"Size of /dev/shm; 64 MiB if empty"`
 	Security  Security          `json:"security,omitzero"`
+	Machine   Machine           `json:"machine,omitzero"`
+}
+
+// Machine is what only a guest with a kernel of its own has: kinds pvm and
+// vm.
+type Machine struct {
+	Arch       string     `json:"arch,omitempty" enum:"amd64,arm64,riscv64" doc:"Architecture of the guest; the host's if empty"`
+	Kernel     string     `json:"kernel,omitempty" doc:"Name of the kernel that boots the image; the default one of its kind if empty"`
+	Firmware   string     `json:"firmware,omitempty" enum:"bios,uefi" doc:"What boots a disk image or an empty disk; bios if empty"`
+	SecureBoot bool       `json:"secureBoot,omitempty" doc:"UEFI with the makers' keys: starts only what they signed"`
+	TPM        bool       `json:"tpm,omitempty" doc:"A virtual TPM 2.0"`
+	ISO        string     `json:"iso,omitempty" doc:"Medium in the CD drive: name of an ISO image, or an absolute path on the host"`
+	BootOrder  []string   `json:"bootOrder,omitempty" doc:"Of disk, cdrom and network; disk first, then cdrom if empty"`
+	Accel      string     `json:"accel,omitempty" enum:"kvm,tcg" doc:"How instructions are executed; the faster one that works if empty"`
+	CloudInit  *CloudInit `json:"cloudInit,omitempty" doc:"Seed for cloud-init in a disk image"`
+}
+
+// CloudInit is what cloud-init in the guest finds at its first boot
+// (data source NoCloud).
+type CloudInit struct {
+	UserData      string   `json:"userData,omitempty" doc:"As it is: #cloud-config, a script, ..."`
+	SSHKeys       []string `json:"sshKeys,omitempty" doc:"Public keys for the system's default user"`
+	NetworkConfig string   `json:"networkConfig,omitempty" doc:"Version 1 or 2; made from the ports' addresses if empty"`
+	NoAgent       bool     `json:"noAgent,omitempty" doc:"Don't install the agent"`
 }
 
 // Resources bound what a guest may take. Zero means unlimited unless said
@@ -177,9 +201,15 @@ type InstanceStatus struct {
 	Stopped *time.Time  `json:"stopped,omitempty"`
 	Exit    *ExitStatus `json:"exit,omitempty" doc:"How it last ended"`
 	// Restarts counts restarts by policy since the last start by a user.
-	Restarts int      `json:"restarts,omitempty"`
+	Restarts int `json:"restarts,omitempty"`
+	// Reboots counts those that the guest did without ending.
+	Reboots  int      `json:"reboots,omitempty"`
 	Health   string   `json:"health,omitempty" doc:"starting, healthy or unhealthy; empty without a check"`
 	NICs     []Port   `json:"nics,omitempty"`
+	Agent    string   `json:"agent,omitempty" doc:"Of a machine: cleave, qemu (only QEMU's own guest agent) or none"`
+	Kernel   string   `json:"kernel,omitempty" doc:"Of a machine: the kernel that booted it"`
+	Accel    string   `json:"accel,omitempty" doc:"Of a machine: kvm, tcg or ptrace"`
+	Saved    bool     `json:"saved,omitempty" doc:"Its memory is kept; the next start goes on from there"`
 	Lost     []string `json:"lost,omitempty" doc:"What a crash of the keeper took: console, exit status, ..."`
 	Loosened []string `json:"loosened,omitempty" doc:"Ways in which this wall is thinner than the default"`
 }
@@ -189,6 +219,8 @@ type ExitStatus struct {
 	Code      int    `json:"code" doc:"Exit status, or 128 plus the signal's number; -1 if it was lost"`
 	Signal    string `json:"signal,omitempty" doc:"Like SIGKILL"`
 	OOMKilled bool   `json:"oomKilled,omitempty"`
+	// Reason tells how a machine ended.
+	Reason string `json:"reason,omitempty" enum:"exit,poweroff,reboot,panic,crash,killed" doc:"Of a machine: exit of the entry point, poweroff or reboot by the guest, panic of its kernel, crash of its monitor, killed"`
 }
 
 // Port is a NIC that exists.

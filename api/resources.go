@@ -11,6 +11,9 @@ type Image struct {
 	Platform string      `json:"platform" doc:"Like linux/amd64"`
 	Source   string      `json:"source,omitempty" doc:"Where it came from"`
 	System   bool        `json:"system,omitempty" doc:"Its entry point is an init system"`
+	Type     string      `json:"type,omitempty" enum:"root,disk,iso" doc:"root: a root file system for every kind. disk: a system of its own on a disk. iso: an installer's or another medium"`
+	DiskSize Bytes       `json:"diskSize,omitempty" doc:"Of a disk: what the guest sees"`
+	Firmware string      `json:"firmware,omitempty" doc:"Of a disk: bios or uefi, as its partitions suggest"`
 	UsedBy   []string    `json:"usedBy,omitempty" doc:"Instances, as project/name"`
 	Config   ImageConfig `json:"config"`
 }
@@ -55,6 +58,37 @@ type ImageBuild struct {
 	Mirror  string   `json:"mirror,omitempty" doc:"Package mirror; the host's own sources if empty"`
 }
 
+// Kernel is one that boots images in machines: a bootable kernel, or the
+// program linux.uml, with its modules.
+type Kernel struct {
+	Name    string    `json:"name" doc:"Like 6.1.0-32-cloud-amd64"`
+	Kind    Kind      `json:"kind" enum:"pvm,vm"`
+	Arch    string    `json:"arch" doc:"As Go names it: amd64, arm64, riscv64"`
+	Version string    `json:"version" doc:"Release, as uname -r says"`
+	Default bool      `json:"default,omitempty" doc:"What instances of its kind and architecture get unless they name one"`
+	Source  string    `json:"source,omitempty" doc:"Where it came from"`
+	Created time.Time `json:"created"`
+	Size    Bytes     `json:"size" doc:"On the host's disk"`
+	UsedBy  []string  `json:"usedBy,omitempty" doc:"Instances that name it, as project/name"`
+}
+
+// KernelFetch asks for a distribution's own kernel package.
+type KernelFetch struct {
+	Distribution string `json:"distribution" enum:"debian" doc:"debian: the cloud kernel for vm, user-mode-linux for pvm"`
+	Kind         Kind   `json:"kind,omitempty" enum:"pvm,vm" doc:"vm if empty"`
+	Arch         string `json:"arch,omitempty" doc:"The host's if empty"`
+	Default      bool   `json:"default,omitempty" doc:"Make it the default one; so is the first of its kind and architecture"`
+}
+
+// KernelAdd says where on the host a kernel is.
+type KernelAdd struct {
+	Name    string `json:"name,omitempty" doc:"Its release if empty"`
+	Kind    Kind   `json:"kind,omitempty" enum:"pvm,vm" doc:"Found out from the file if empty"`
+	Image   string `json:"image" doc:"Absolute path: a bootable kernel, linux.uml, or a .deb package with either; host for the running kernel's files"`
+	Modules string `json:"modules,omitempty" doc:"Absolute path of its modules' directory, with modules.dep; none if all is built in"`
+	Default bool   `json:"default,omitempty"`
+}
+
 // Pool is a place where volumes live.
 type Pool struct {
 	Meta
@@ -81,7 +115,7 @@ type PoolStatus struct {
 	Volumes int    `json:"volumes"`
 }
 
-// Volume is a writable file tree that outlives instances.
+// Volume is a writable file tree, or a disk, that outlives instances.
 type Volume struct {
 	Meta
 	Spec   VolumeSpec   `json:"spec"`
@@ -91,7 +125,8 @@ type Volume struct {
 // VolumeSpec says where a volume lives and how large it may get.
 type VolumeSpec struct {
 	Pool string `json:"pool,omitempty" doc:"\"default\" if empty"`
-	Size Bytes  `json:"size,omitempty" minimum:"0" doc:"Bytes; unlimited if empty"`
+	Size Bytes  `json:"size,omitempty" minimum:"0" doc:"Bytes; unlimited if empty, 10 GiB for a disk"`
+	Type string `json:"type,omitempty" enum:"tree,disk" doc:"tree: files on the host's file system, for containers. disk: a disk with a file system of its own, for machines. tree if empty"`
 }
 
 // VolumeStatus is what the driver reports.

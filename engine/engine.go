@@ -17,6 +17,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/cleave-project/cleave/api"
@@ -53,6 +54,17 @@ type Spec struct {
 	// to the namespace of pid, named as NIC.Name, down and without address.
 	// The engine then sets address and routes from inside.
 	AttachNet func(ctx context.Context, pid int) error
+	// Taps is AttachNet for machines: it returns a descriptor of a tap device
+	// for each NIC, in their order, whose host end is in place. The devices
+	// go with the last descriptor. The engine closes those it was given.
+	Taps func(ctx context.Context) ([]*os.File, error)
+
+	// Machine is for engines whose guests have a kernel of their own.
+	Machine *Machine
+	// Maintenance starts the guest with its agent only: the root is mounted
+	// as ever, but the entry point isn't executed. Files can be moved then
+	// that no process of the guest holds open.
+	Maintenance bool
 }
 
 // Image is the read-only part of the root.
@@ -61,12 +73,14 @@ type Image struct {
 	EROFS  string // path of the EROFS file on the host
 }
 
-// Root is the writable part of the root: a directory (or, for machines, a
-// disk) that a storage driver provides. Dir holds the subdirectories "upper"
-// and "work", which the engine makes on first start; ids in it are the
-// guest's own (not shifted).
+// Root is the writable part of the root: a directory that a storage driver
+// provides. For containers it holds the subdirectories "upper" and "work",
+// with ids of the guest's own (not shifted). For machines it holds RootDisk, a
+// raw disk of Size bytes: an ext4 with those two directories, or the disk of
+// a system of its own. The engine makes what is missing on first start.
 type Root struct {
 	Dir      string
+	Size     api.Bytes // of the disk; machines only
 	ReadOnly bool
 }
 
@@ -89,6 +103,11 @@ type Mount struct {
 	// one to one onto the guest's ids by an idmapped mount too, so host id 0
 	// is the guest's 0.
 	Owned bool
+	// Disk says that Source is a directory which holds VolumeDisk, a raw disk
+	// of Size bytes with an ext4 that the engine makes on first use: a volume
+	// for machines. Containers refuse it.
+	Disk bool
+	Size api.Bytes
 }
 
 // NIC is a port as the guest sees it.
@@ -127,6 +146,17 @@ type Capabilities struct {
 	Pause     bool
 	Resize    bool // Update of a running guest
 	HostPath  bool // mounts of host directories
+	Trees     bool // volumes that are file trees
+	Disks     bool // volumes that are disks
+	Firmware  bool // systems of their own: disks, installers, BIOS and UEFI
+	Display   bool // the engine is a Display
+	Plug      bool // the engine is a Plugger
+	Save      bool // the engine is a Saver
+	TPM       bool
+	Archs     []string // of guests, as Go names them; the host's first
+	// MinMemory is less than which no guest comes up with; 0 if there is no
+	// such bound.
+	MinMemory api.Bytes
 	// Reason says what is missing when Available is false.
 	Reason *api.Error
 }

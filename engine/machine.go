@@ -1,0 +1,88 @@
+package engine
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"github.com/cleave-project/cleave/api"
+)
+
+// Names of raw disks in the directory of a volume.
+const (
+	RootDisk   = "root.img"
+	VolumeDisk = "disk.img"
+)
+
+// Machine is what a guest with a kernel of its own is made of, beside what
+// every guest has.
+type Machine struct {
+	Arch   string    // of the guest, as Go names it
+	CPUs   int       // virtual CPUs; at least 1
+	Memory api.Bytes // of the machine at start, its RAM
+
+	// Kernel boots the image. It is zero for a system of its own, whose disk
+	// is the root volume, and which Firmware boots.
+	Kernel   Kernel
+	Firmware Firmware
+	// Disks are those beside image, root and volumes.
+	Disks []Disk
+	// Restore is the file that Saver.Save wrote, to go on from; empty for a
+	// fresh start.
+	Restore string
+}
+
+// Kernel is one that the host supplies.
+type Kernel struct {
+	Name   string
+	Image  string // path of the bootable image, or of the program linux.uml
+	Initrd string // path of the initramfs with agent and modules
+	Args   string // more for its command line
+}
+
+// Firmware says how a system of its own is booted.
+type Firmware struct {
+	Type       string // bios or uefi; empty with a Kernel
+	SecureBoot bool   // with the makers' keys enrolled
+	TPM        bool   // version 2.0
+	// State is a directory that lives as long as the instance: UEFI variables
+	// and the TPM's memory.
+	State string
+	// Order is what is tried, in that order: disk, cdrom, network.
+	Order []string
+}
+
+// Disk is a disk or a medium beside the root.
+type Disk struct {
+	ID       string // the guest sees it as serial number; lower-case letters, digits and hyphens
+	Path     string // on the host, raw
+	ReadOnly bool
+	CDROM    bool
+}
+
+// Display is an engine whose guests may have a screen.
+type Display interface {
+	// VNC connects to the guest's screen (RFC 6143).
+	VNC(ctx context.Context, id string) (net.Conn, error)
+	// Screenshot is what the screen shows, as PNG.
+	Screenshot(ctx context.Context, id string) ([]byte, error)
+}
+
+// Plugger is an engine that changes the devices of running guests.
+type Plugger interface {
+	AttachDisk(ctx context.Context, id string, d Disk) error
+	DetachDisk(ctx context.Context, id, disk string) error
+	// InsertMedium puts another medium in the guest's CD drive; an empty path
+	// ejects what is in it.
+	InsertMedium(ctx context.Context, id, path string) error
+	AttachNIC(ctx context.Context, id string, n NIC, tap *os.File) error
+	DetachNIC(ctx context.Context, id, name string) error
+}
+
+// Saver is an engine that can stop a guest with its memory kept in a file,
+// from which Start goes on (Machine.Restore).
+type Saver interface {
+	// Save ends the guest when all is in the file. When it fails the guest
+	// runs on and the file is gone.
+	Save(ctx context.Context, id, path string) error
+}
