@@ -18,7 +18,7 @@ var order = []string{
 	"cli", "client",
 	"daemon", "server", "control",
 	"engine", "vmm", "keeper", "agent",
-	"image", "storage", "backup", "network", "store",
+	"kernel", "image", "storage", "backup", "network", "store",
 	"api", "internal",
 }
 
