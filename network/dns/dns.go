@@ -55,7 +55,7 @@ func New(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{log: o.Log, limits: newLimits(), zones: map[string]*zone{}}
-	s.upstream = &upstream{path: o.ResolvConf, ours: s.isGateway}
+	s.upstream = &upstream{path: o.ResolvConf, ours: s.isGateway, tryTime: tryTime, askTime: askTime}
 	return s
 }
 

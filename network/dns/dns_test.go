@@ -2,8 +2,8 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -32,8 +32,22 @@ func sampleZone() Zone {
 	return Zone{ID: "n", Domain: "cleave", Gateways: []netip.Addr{gateway}, Subnets: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/24")}}
 }
 
-// serve starts a server whose resolver is at the given addresses.
-func serve(t testing.TB, resolvers ...string) *Server {
+// patience is how long a test waits for what must come: it ends a test that
+// hangs, and says nothing of how fast a machine must be.
+const patience = 2 * time.Minute
+
+// await waits for a condition that nothing announces.
+func await(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never %s", what)
+		}
+	}
+}
+
+// unserved makes a server whose resolver is at the given addresses.
+func unserved(t testing.TB, resolvers ...string) *Server {
 	t.Helper()
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
 	var content strings.Builder
@@ -45,20 +59,30 @@ func serve(t testing.TB, resolvers ...string) *Server {
 	}
 	before := runtime.NumGoroutine()
 	s := New(Options{ResolvConf: conf})
+	t.Cleanup(func() {
+		s.Close()
+		// Those that have said they are done have still to go.
+		await(t, fmt.Sprintf("down to the %d goroutines of before", before), func() bool {
+			return runtime.NumGoroutine() <= before
+		})
+	})
+	return s
+}
+
+// begin has s serve the sample zone.
+func begin(t testing.TB, s *Server) {
+	t.Helper()
 	if err := s.Serve(sampleZone()); err != nil {
 		t.Fatal(err)
 	}
 	s.SetName("n", "web", []netip.Addr{web})
-	t.Cleanup(func() {
-		s.Close()
-		for range 100 {
-			if runtime.NumGoroutine() <= before {
-				return
-			}
-			time.Sleep(10 * time.Millisecond) // those that have said they are done
-		}
-		t.Errorf("%d goroutines before, %d after", before, runtime.NumGoroutine())
-	})
+}
+
+// serve starts a server whose resolver is at the given addresses.
+func serve(t testing.TB, resolvers ...string) *Server {
+	t.Helper()
+	s := unserved(t, resolvers...)
+	begin(t, s)
 	return s
 }
 
@@ -69,28 +93,36 @@ func dial(t testing.TB, network string) *dns.Conn {
 	if network == "tcp" {
 		from = &net.TCPAddr{IP: web.AsSlice()}
 	}
-	d := net.Dialer{LocalAddr: from, Timeout: time.Second}
+	d := net.Dialer{LocalAddr: from, Timeout: patience}
 	c, err := d.Dial(network, netip.AddrPortFrom(gateway, 53).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(4 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	return &dns.Conn{Conn: c}
 }
 
+// ask asks once, or over UDP again as resolvers do: datagrams may be lost.
 func ask(t testing.TB, network string, q *dns.Msg) *dns.Msg {
 	t.Helper()
 	c := dial(t, network)
 	c.UDPSize = dns.MaxMsgSize
-	if err := c.WriteMsg(q); err != nil {
-		t.Fatal(err)
+	for end := time.Now().Add(patience); ; {
+		if err := c.WriteMsg(q); err != nil {
+			t.Fatal(err)
+		}
+		if network == "udp" {
+			_ = c.SetReadDeadline(time.Now().Add(tryTime))
+		}
+		r, err := c.ReadMsg()
+		if err == nil {
+			return r
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			t.Fatal(err)
+		}
 	}
-	r, err := c.ReadMsg()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
 }
 
 func TestProtocolErrorsAreAnsweredAsStandardsSay(t *testing.T) {
@@ -139,9 +171,13 @@ func TestWhatIsNoQueryIsNotAnswered(t *testing.T) {
 		if _, err := c.Conn.Write(b); err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(100 * time.Millisecond))
-		if r, err := c.ReadMsg(); err == nil {
-			t.Errorf("%s is answered: %v", name, r)
+		// One socket's datagrams are answered in their order.
+		q := new(dns.Msg).SetQuestion("web.", dns.TypeA)
+		if err := c.WriteMsg(q); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := c.ReadMsg(); err != nil || r.Id != q.Id || len(r.Answer) != 1 {
+			t.Errorf("%s is answered: %v, %v", name, r, err)
 		}
 	}
 }
@@ -186,62 +222,6 @@ func TestManyQueriesOnOneConnection(t *testing.T) {
 	}
 }
 
-func TestOneGuestCantTakeAllConnections(t *testing.T) {
-	serve(t)
-	var conns []*dns.Conn
-	for range mostConnsOne + 1 {
-		conns = append(conns, dial(t, "tcp"))
-	}
-	closed := 0
-	for _, c := range conns {
-		_ = c.SetDeadline(time.Now().Add(200 * time.Millisecond))
-		if _, err := c.Conn.Read(make([]byte, 1)); err == io.EOF {
-			closed++
-		}
-	}
-	if closed != 1 {
-		t.Errorf("%d of %d connections were closed", closed, len(conns))
-	}
-}
-
-// blackHole is a resolver that takes queries and never answers.
-func blackHole(t *testing.T, address string) {
-	t.Helper()
-	p, err := net.ListenPacket("udp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Close() })
-}
-
-func TestSlowResolversDelayNobodyElse(t *testing.T) {
-	blackHole(t, "127.2.0.1:53")
-	s := serve(t, "127.2.0.1")
-	c := dial(t, "udp")
-	for range 10 * mostForwardsOne {
-		if err := c.WriteMsg(new(dns.Msg).SetQuestion("slow.example.org.", dns.TypeA)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	start := time.Now()
-	if r := ask(t, "udp", new(dns.Msg).SetQuestion("web.", dns.TypeA)); len(r.Answer) != 1 {
-		t.Errorf("got %v", r)
-	}
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("a local name took %v", d)
-	}
-	s.limits.forwards.mu.Lock()
-	if n := s.limits.forwards.count; n != mostForwardsOne {
-		t.Errorf("%d queries of one guest are being asked", n)
-	}
-	s.limits.forwards.mu.Unlock()
-	start = time.Now()
-	s.Close() // which the open queries must not delay
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("closing took %v", d)
-	}
-}
-
 func TestAnswersToOtherQuestionsAreNotBelieved(t *testing.T) {
 	p, err := net.ListenPacket("udp", "127.2.0.2:53")
 	if err != nil {
@@ -254,7 +234,10 @@ func TestAnswersToOtherQuestionsAreNotBelieved(t *testing.T) {
 	})}
 	go func() { _ = server.ActivateAndServe() }()
 	t.Cleanup(func() { _ = server.Shutdown() })
-	u := &upstream{path: filepath.Join(t.TempDir(), "none"), ours: func(netip.Addr) bool { return false }}
+	u := &upstream{
+		path: filepath.Join(t.TempDir(), "none"), ours: func(netip.Addr) bool { return false },
+		tryTime: patience, askTime: patience,
+	}
 	u.servers = []netip.Addr{netip.MustParseAddr("127.2.0.2")}
 	r := u.ask(context.Background(), new(dns.Msg).SetQuestion("example.org.", dns.TypeA))
 	if r.Rcode != dns.RcodeServerFailure {

@@ -21,7 +21,7 @@ const (
 // ask puts a guest's question to the host's resolvers, one after the other.
 // The answer is theirs; without one it is a server failure.
 func (u *upstream) ask(ctx context.Context, q *dns.Msg) *dns.Msg {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, u.askTime)
 	defer cancel()
 	query := new(dns.Msg)
 	query.Question = q.Question
@@ -36,7 +36,7 @@ func (u *upstream) ask(ctx context.Context, q *dns.Msg) *dns.Msg {
 	var last *dns.Msg
 	for _, server := range u.list() {
 		query.Id = dns.Id()
-		r, err := exchange(ctx, query, server)
+		r, err := u.exchange(ctx, query, server)
 		if err != nil {
 			continue
 		}
@@ -54,10 +54,10 @@ func (u *upstream) ask(ctx context.Context, q *dns.Msg) *dns.Msg {
 
 // exchange asks one resolver, again over TCP if its answer was cut short
 // (RFC 7766 §5), and checks that the answer is to what was asked.
-func exchange(ctx context.Context, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
-	r, err := exchangeOver(ctx, "udp", query, server)
+func (u *upstream) exchange(ctx context.Context, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
+	r, err := u.exchangeOver(ctx, "udp", query, server)
 	if err == nil && r.Truncated {
-		if whole, err := exchangeOver(ctx, "tcp", query, server); err == nil {
+		if whole, err := u.exchangeOver(ctx, "tcp", query, server); err == nil {
 			r = whole
 		}
 	}
@@ -70,8 +70,8 @@ func exchange(ctx context.Context, query *dns.Msg, server netip.Addr) (*dns.Msg,
 	return r, nil
 }
 
-func exchangeOver(ctx context.Context, network string, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
-	client := dns.Client{Net: network, UDPSize: udpSize, Timeout: tryTime}
+func (u *upstream) exchangeOver(ctx context.Context, network string, query *dns.Msg, server netip.Addr) (*dns.Msg, error) {
+	client := dns.Client{Net: network, UDPSize: udpSize, Timeout: u.tryTime}
 	c, err := client.DialContext(ctx, net.JoinHostPort(server.String(), "53"))
 	if err != nil {
 		return nil, err

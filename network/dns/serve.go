@@ -46,24 +46,36 @@ func (z *zone) listen(s *Server) error {
 	l := listeners{gateways: slices.Clone(gateways), cancel: cancel, work: new(sync.WaitGroup)}
 	z.listeners = l
 	for _, g := range gateways {
-		address := netip.AddrPortFrom(g, 53)
-		config := net.ListenConfig{Control: beforeBind}
-		packets, err := config.ListenPacket(ctx, "udp", address.String())
-		if err != nil {
-			z.close()
-			return fmt.Errorf("serve names on %s: %w", address, err)
-		}
-		z.listeners.sockets = append(z.listeners.sockets, packets)
-		streams, err := config.Listen(ctx, "tcp", address.String())
-		if err != nil {
-			z.close()
-			return fmt.Errorf("serve names on %s: %w", address, err)
-		}
-		z.listeners.sockets = append(z.listeners.sockets, streams)
+		address := netip.AddrPortFrom(g, 53).String()
 		h := &handler{server: s, zone: z, ctx: ctx, work: l.work}
-		l.work.Go(func() { h.servePackets(packets.(*net.UDPConn)) })
-		l.work.Go(func() { h.serveStreams(streams) })
+		if err := h.serveOn(address); err != nil {
+			z.close()
+			return fmt.Errorf("serve names on %s: %w", address, err)
+		}
 	}
+	return nil
+}
+
+// serveOn opens the sockets of one gateway and starts their readers.
+func (h *handler) serveOn(address string) error {
+	config := net.ListenConfig{Control: beforeBind}
+	datagrams, err := config.ListenPacket(h.ctx, "udp", address)
+	if err != nil {
+		return err
+	}
+	l := &h.zone.listeners
+	l.sockets = append(l.sockets, datagrams)
+	p, err := newPackets(datagrams.(*net.UDPConn))
+	if err != nil {
+		return err
+	}
+	streams, err := config.Listen(h.ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	l.sockets = append(l.sockets, streams)
+	h.work.Go(func() { h.servePackets(p) })
+	h.work.Go(func() { h.serveStreams(streams) })
 	return nil
 }
 
@@ -105,10 +117,10 @@ type handler struct {
 	work   *sync.WaitGroup
 }
 
-func (h *handler) servePackets(c *net.UDPConn) {
+func (h *handler) servePackets(p packets) {
 	buffer := make([]byte, dns.MaxMsgSize)
 	for {
-		n, source, err := c.ReadFromUDPAddrPort(buffer)
+		n, from, err := p.receive(buffer)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -116,27 +128,28 @@ func (h *handler) servePackets(c *net.UDPConn) {
 			h.server.log.Debug("dns: receive", "error", err)
 			continue // an ICMP error that came back for an earlier answer
 		}
-		q, r := h.begin(buffer[:n], source.Addr())
+		source := addressOf(from)
+		q, r := h.begin(buffer[:n], source)
 		switch {
 		case r != nil:
-			reply(c, source, q, r)
-		case q != nil && h.server.limits.forwards.enter(source.Addr()):
+			reply(p, from, q, r)
+		case q != nil && h.server.limits.forwards.enter(source):
 			h.work.Go(func() {
-				defer h.server.limits.forwards.leave(source.Addr())
-				reply(c, source, q, h.server.upstream.ask(h.ctx, q))
+				defer h.server.limits.forwards.leave(source)
+				reply(p, from, q, h.server.upstream.ask(h.ctx, q))
 			})
 		}
 	}
 }
 
 // reply sends r in a datagram no larger than the asker takes.
-func reply(c *net.UDPConn, source netip.AddrPort, q, r *dns.Msg) {
+func reply(p packets, to unix.Sockaddr, q, r *dns.Msg) {
 	size := dns.MinMsgSize
 	if opt := q.IsEdns0(); opt != nil {
 		size = max(size, min(int(opt.UDPSize()), udpSize))
 	}
 	if b, err := finish(q, r, size); err == nil {
-		_, _ = c.WriteToUDPAddrPort(b, source)
+		p.send(b, to)
 	}
 }
 
