@@ -13,9 +13,9 @@ import (
 
 // upstream knows the host's resolvers.
 type upstream struct {
-	path string
-	ours func(netip.Addr) bool // addresses that we serve ourselves
-	tryTime, askTime time.Duration // like the constants
+	path             string
+	ours             func(netip.Addr) bool // addresses that we serve ourselves
+	tryTime, askTime time.Duration         // like the constants
 
 	mu      sync.Mutex
 	read    time.Time // modification time of what was read
