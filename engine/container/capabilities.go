@@ -9,7 +9,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container/internal/seccomp"
+	"github.com/cleave-project/cleave/engine/internal/seccomp"
 )
 
 // Capabilities count inside the guest's own user namespace only.

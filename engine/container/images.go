@@ -10,7 +10,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
 // images holds one file system instance for each image in use, so that all

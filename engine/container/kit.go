@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container/internal/cgroup"
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 	"github.com/cleave-project/cleave/engine/container/setup"
 )
 

@@ -18,8 +18,8 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container/internal/cgroup"
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 	"github.com/cleave-project/cleave/engine/container/setup"
 )
 

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
 // features are what the kernel can do with mounts. All of them have a way

@@ -16,7 +16,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/container/setup"
 )
 

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
 // The kernel's files that no guest has business with: what container tools

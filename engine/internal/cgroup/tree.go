@@ -22,7 +22,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/cleave-project/cleave/engine/container/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
 // Controllers that Cleave uses, by their version 2 names.
