@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
-	"github.com/cleave-project/cleave/engine/container/setup"
 )
 
 // node is a character device in a guest's /dev.

@@ -18,9 +18,9 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
-	"github.com/cleave-project/cleave/engine/container/setup"
 )
 
 // probeImage is the EROFS image of an empty directory, made by

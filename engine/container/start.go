@@ -15,9 +15,9 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
-	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/keeper"
 )
 

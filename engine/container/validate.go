@@ -16,8 +16,8 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/container/setup"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
 )
 
 // idPattern is what an id may be: it names files and cgroups.
