@@ -100,7 +100,22 @@ type Command struct {
 	// cgroup's limit.
 	Overhead api.Bytes
 
-	files []*os.File
+	// Beside is another program behind the same wall, in an id of its own of
+	// the guest's range: it is started before this one and ends with it. It
+	// has no Beside itself, and its standard streams are null, null and this
+	// one's standard error.
+	Beside *Command
+
+	files []passed
+}
+
+// passed is what becomes one descriptor of the monitor's process: a file, or
+// one more descriptor for what its standard stream std is.
+type passed struct {
+	file   *os.File
+	given  bool // file is closed once the process has it, or won't have it
+	std    int
+	access int
 }
 
 // firstFile is the number that the first of a Command's files gets.
@@ -108,8 +123,23 @@ const firstFile = 4
 
 // File passes a file on, which stays the caller's, and returns the number of
 // its descriptor in the monitor's process.
-func (c *Command) File(f *os.File) int {
-	c.files = append(c.files, f)
+func (c *Command) File(f *os.File) int { return c.pass(passed{file: f}) }
+
+// Give is File for a file that nobody else needs: it is closed when the
+// process has been started, or could not be.
+func (c *Command) Give(f *os.File) int { return c.pass(passed{file: f, given: true}) }
+
+// Std returns the number of one more descriptor for the monitor's standard
+// stream 0, 1 or 2, opened for access (os.O_WRONLY, os.O_RDWR), since programs
+// insist on the access that they would have asked for: the keeper's FIFOs are
+// open for both. The wall reopens the stream by /proc/self/fd before it drops
+// its rights. It makes a terminal raw, too.
+func (c *Command) Std(stream, access int) int {
+	return c.pass(passed{std: stream, access: access})
+}
+
+func (c *Command) pass(p passed) int {
+	c.files = append(c.files, p)
 	return firstFile + len(c.files) - 1
 }
 
