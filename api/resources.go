@@ -115,6 +115,19 @@ type PoolStatus struct {
 	Volumes int    `json:"volumes"`
 }
 
+// Types of volumes.
+const (
+	VolumeTree = "tree"
+	VolumeDisk = "disk"
+)
+
+// Types of images.
+const (
+	ImageRoot = "root"
+	ImageDisk = "disk"
+	ImageISO  = "iso"
+)
+
 // Volume is a writable file tree, or a disk, that outlives instances.
 type Volume struct {
 	Meta

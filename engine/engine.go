@@ -157,6 +157,9 @@ type Capabilities struct {
 	// MinMemory is less than which no guest comes up with; 0 if there is no
 	// such bound.
 	MinMemory api.Bytes
+	// MaxCPUs is how many virtual CPUs a guest can have; 0 if the host sets
+	// the bound.
+	MaxCPUs int
 	// Reason says what is missing when Available is false.
 	Reason *api.Error
 }

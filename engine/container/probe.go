@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -68,7 +69,7 @@ func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding)
 	e.probeProcess(r)
 	e.probeCgroups(r)
 	return engine.Capabilities{
-		Available: r.reason == nil, Pause: true, Resize: true, HostPath: true, Reason: r.reason,
+		Available: r.reason == nil, Pause: true, Resize: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}, Reason: r.reason,
 	}, r.findings
 }
 
