@@ -38,6 +38,10 @@ type Kernel struct {
 	Image  string // path of the bootable image, or of the program linux.uml
 	Initrd string // path of the initramfs with agent and modules
 	Args   string // more for its command line
+	// Modules is the path of an EROFS with all its modules, which the guest
+	// finds at /lib/modules/Version; both are empty for a kernel without any.
+	Modules string
+	Version string // release, as uname -r says
 }
 
 // Firmware says how a system of its own is booted.

@@ -51,6 +51,9 @@ type Plan struct {
 	// Image is the EROFS, Root the root disk, Control the control disk; Image
 	// and Control are nil for a system of its own.
 	Image, Root, Control *os.File
+	// Modules is the EROFS of the kernel's modules, read-only; nil if there is
+	// none. Its disk comes right after Control.
+	Modules *os.File
 	// Volumes are the disks of Spec.Mounts, in their order.
 	Volumes []*os.File
 	// Disks are those of Spec.Machine.Disks, in their order.
@@ -75,6 +78,7 @@ const (
 	RoleImage   = "image"
 	RoleRoot    = "root"
 	RoleControl = "control"
+	RoleModules = "modules"
 	RoleVolume  = "volume" // of a mount, by its number
 	RoleDisk    = "disk"
 )

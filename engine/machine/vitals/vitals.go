@@ -19,6 +19,32 @@ const (
 	StatusSize = 4 << 10 // at offset 0
 )
 
+// Names of the virtio-serial ports by which a guest of QEMU finds what goes
+// over them. User Mode Linux has serial lines of fixed numbers instead.
+const (
+	PortAgent    = "org.cleave.agent"
+	PortStdout   = "org.cleave.stdout"
+	PortStderr   = "org.cleave.stderr"
+	PortTerminal = "org.cleave.terminal" // of an entry point with one
+)
+
+// LineAgent, ... are the devices in a guest of User Mode Linux. The one of
+// standard output is that of the terminal too.
+const (
+	LineAgent    = "ttyS3"
+	LineStdout   = "ttyS1"
+	LineStderr   = "ttyS2"
+	LineTerminal = LineStdout
+)
+
+// DisksArg on the kernel's command line says how disks are told apart: by
+// their serial numbers (DisksVirtio) or by their order (DisksUBD).
+const (
+	DisksArg    = "cleave.disks="
+	DisksVirtio = "virtio"
+	DisksUBD    = "ubd"
+)
+
 // Boot is what the guest's first process is told.
 type Boot struct {
 	Hostname     string      `json:"hostname"`
@@ -34,8 +60,12 @@ type Boot struct {
 	Limits       []Rlimit    `json:"limits,omitempty"`
 	ShmSize      int64       `json:"shmSize,omitempty"`
 	PIDs         int64       `json:"pids,omitempty"` // most processes and threads
-	DropCaps     uint64      `json:"dropCaps,omitempty"`
-	NoNewPrivs   bool        `json:"noNewPrivs,omitempty"`
+	// Modules is the kernel's release when there is a disk with its modules,
+	// the one after the control disk: mounted at /lib/modules/RELEASE where
+	// the image has nothing there. Empty: there is no such disk.
+	Modules    string `json:"modules,omitempty"`
+	DropCaps   uint64 `json:"dropCaps,omitempty"`
+	NoNewPrivs bool   `json:"noNewPrivs,omitempty"`
 }
 
 // Process is the entry point.
