@@ -67,7 +67,7 @@ type Controller struct {
 	store   *store.Store
 	images  *image.Store
 	net     Network
-	engines map[api.Kind]engine.Engine
+	walls   map[api.Kind]*wall
 	log     *slog.Logger
 	host    string
 	started time.Time
@@ -101,7 +101,7 @@ type Controller struct {
 func New(ctx context.Context, o Options) (*Controller, error) {
 	c := &Controller{
 		Options: o, store: o.Store, images: o.Images, net: o.Network, log: o.Log,
-		engines: map[api.Kind]engine.Engine{}, started: time.Now(),
+		walls: map[api.Kind]*wall{}, started: time.Now(),
 		drivers: map[string]storage.Driver{}, poolErr: map[string]error{},
 		guests: map[string]*guest{}, waiting: map[string][]waiter{},
 		restarts: map[string]*backoff{}, tokenUse: map[string]time.Time{},
@@ -110,7 +110,7 @@ func New(ctx context.Context, o Options) (*Controller, error) {
 	c.workers.ctx, c.workers.halt = context.WithCancel(c.ctx)
 	c.host, _ = os.Hostname()
 	for _, e := range o.Engines {
-		c.engines[e.Kind()] = e
+		c.walls[e.Kind()] = &wall{Engine: e}
 	}
 	var err error
 	if c.instances, err = store.OpenCollection[api.Instance](ctx, o.Store, "instance"); err != nil {
@@ -213,22 +213,6 @@ func hostMemory() api.Bytes {
 		return 0
 	}
 	return api.Bytes(si.Totalram) * api.Bytes(si.Unit)
-}
-
-// engineFor finds the engine of a kind, or says what has it.
-func (c *Controller) engineFor(kind api.Kind) (engine.Engine, error) {
-	if kind == "" {
-		kind = api.KindContainer
-	}
-	if e := c.engines[kind]; e != nil {
-		return e, nil
-	}
-	var have []string
-	for k := range c.engines {
-		have = append(have, string(k))
-	}
-	return nil, api.Errorf(api.CodeUnsupported, "this daemon has no engine for kind %q", kind).WithField("spec.kind").
-		WithHint("kinds possible here: %s", strings.Join(have, ", "))
 }
 
 // projectOf names the project of a request.

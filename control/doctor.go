@@ -17,14 +17,14 @@ import (
 // that. Everything is tried, not guessed.
 func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 	findings := c.hostFindings()
-	for _, kind := range []api.Kind{api.KindContainer, api.KindPVM, api.KindVM} {
-		e := c.engines[kind]
-		if e == nil {
+	for _, kind := range kinds {
+		w := c.walls[kind]
+		if w == nil {
 			findings = append(findings, api.Finding{Area: string(kind), Name: "engine", State: "missing", Detail: "this edition has no engine for the kind " + string(kind)})
 			continue
 		}
-		caps, f := e.Probe(ctx)
-		state, detail, remedy := "ok", e.Name(), ""
+		caps, f := w.look(ctx, true)
+		state, detail, remedy := "ok", w.Name(), ""
 		if !caps.Available {
 			state = "missing"
 			if caps.Reason != nil {

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ func (f *fakeEngine) Name() string   { return "fake" }
 func (f *fakeEngine) Kind() api.Kind { return api.KindContainer }
 
 func (f *fakeEngine) Probe(context.Context) (engine.Capabilities, []api.Finding) {
-	return engine.Capabilities{Available: true}, nil
+	return engine.Capabilities{Available: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}}, nil
 }
 
 func (f *fakeEngine) Start(ctx context.Context, s *engine.Spec) (*engine.Guest, error) {

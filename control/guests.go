@@ -17,7 +17,8 @@ type guest struct {
 	ended  chan struct{}      // closed when Guest.Exit is set
 }
 
-// backoff spaces the restarts of a guest that keeps ending.
+// backoff spaces the restarts of a guest that keeps ending, and attempts at
+// anything else that keeps failing.
 type backoff struct {
 	failures int
 	until    time.Time
@@ -87,6 +88,7 @@ func (c *Controller) follow(e engine.Engine) {
 			if g := c.guests[x.ID]; g != nil && g.Exit == nil {
 				g.Exit, g.Ended, g.Running = &x.Status, x.Time, false
 				close(g.ended)
+				c.due(x.ID)
 			}
 			c.mu.Unlock()
 			c.kick(x.ID)
@@ -111,7 +113,7 @@ func (c *Controller) Resync(ctx context.Context, e engine.Engine) error {
 	defer c.mu.Unlock()
 	for id, g := range c.guests {
 		in := c.instances.ByID(id)
-		if in == nil || c.engines[kindOf(in)] != e || g.Exit != nil {
+		if in == nil || kindOf(in) != e.Kind() || g.Exit != nil {
 			continue
 		}
 		now, ok := byID[id]
@@ -126,6 +128,7 @@ func (c *Controller) Resync(ctx context.Context, e engine.Engine) error {
 			g.Lost = []string{"exit status"}
 			close(g.ended)
 		}
+		c.due(id)
 		go c.kick(id)
 	}
 	return nil
@@ -138,8 +141,9 @@ func kindOf(in *api.Instance) api.Kind {
 	return in.Spec.Kind
 }
 
-// holdBack schedules the next restart of a guest that has just ended: the
-// more often it did in a row, the later.
+// holdBack schedules the next restart of a guest that has just ended, or the
+// next attempt at what has just failed: the more often it did in a row, the
+// later. Operations don't wait for it.
 func (c *Controller) holdBack(id string, ran time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,7 +158,7 @@ func (c *Controller) holdBack(id string, ran time.Duration) {
 	b.timer = time.AfterFunc(wait, func() { c.kick(id) })
 }
 
-// heldBack tells whether a restart has to wait.
+// heldBack tells whether the next attempt has to wait.
 func (c *Controller) heldBack(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +166,16 @@ func (c *Controller) heldBack(id string) bool {
 	return b != nil && time.Now().Before(b.until)
 }
 
-// fresh forgets how often the guest failed: a user wants it started.
+// due lets the next attempt come at once, since the guest has ended. c.mu is
+// held.
+func (c *Controller) due(id string) {
+	if b := c.restarts[id]; b != nil {
+		b.until = time.Time{}
+	}
+}
+
+// fresh forgets how often the instance failed: a user wants it started or
+// removed, or it is gone.
 func (c *Controller) fresh(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

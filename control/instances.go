@@ -130,9 +130,6 @@ func (c *Controller) validate(in *api.Instance) error {
 	if err := in.Spec.Validate(); err != nil {
 		return err
 	}
-	if _, err := c.engineFor(in.Spec.Kind); err != nil {
-		return err
-	}
 	if err := c.fitsHost(in.Spec.Resources); err != nil {
 		return err
 	}
@@ -150,7 +147,7 @@ func (c *Controller) validate(in *api.Instance) error {
 			return api.Errorf(api.CodeNotFound, "host path %s: %w", m.HostPath, err).WithField(fmt.Sprintf("spec.mounts[%d].hostPath", i))
 		}
 	}
-	return nil
+	return c.able(c.ctx, in)
 }
 
 // fitsHost refuses limits that this host could never give.

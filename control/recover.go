@@ -30,7 +30,7 @@ func (c *Controller) Start(ctx context.Context) error {
 	if err := c.openNetworks(ctx); err != nil {
 		return err
 	}
-	for _, e := range c.engines {
+	for _, e := range c.walls {
 		if err := c.recoverGuests(ctx, e); err != nil {
 			return err
 		}
@@ -47,8 +47,10 @@ func (c *Controller) Start(ctx context.Context) error {
 	if err := c.endStaleOperations(); err != nil {
 		return err
 	}
-	for _, e := range c.engines {
+	for _, e := range c.walls {
 		c.wg.Go(func() { c.follow(e) })
+		// Measuring takes a while; the first who needs it shall not wait for it.
+		c.wg.Go(func() { e.look(c.ctx, false) })
 	}
 	for _, in := range c.instances.All() {
 		if g := c.live(in.ID); g != nil && c.exit(g) == nil {
@@ -131,6 +133,9 @@ func (c *Controller) recoverGuests(ctx context.Context, e engine.Engine) error {
 	}
 	for _, f := range found {
 		in := c.instances.ByID(f.ID)
+		if in != nil && kindOf(in) != e.Kind() && c.walls[kindOf(in)] != nil {
+			continue // it is another engine's, which finds it too
+		}
 		if in == nil || kindOf(in) != e.Kind() {
 			c.log.Warn("ending a guest without a record", "id", f.ID)
 			if err := endStray(ctx, e, f.ID); err != nil {
@@ -158,8 +163,8 @@ func (c *Controller) settleLost(ctx context.Context, rebooted bool) error {
 		if c.live(in.ID) != nil {
 			continue
 		}
-		e := c.engines[kindOf(in)]
-		if e == nil {
+		e, err := c.engineFor(in.Spec.Kind)
+		if err != nil {
 			continue
 		}
 		if err := e.Clean(ctx, in.ID); err != nil {
