@@ -41,6 +41,14 @@ type Monitor interface {
 	Ended(g *Guest) api.ExitStatus
 }
 
+// Wirer is a Monitor that finds its network in the namespace of its own
+// process and not in descriptors. For it Plan.Taps is empty: once the process
+// has its namespaces, and before it executes the monitor, Spec.AttachNet is
+// called for the process, and then Wire.
+type Wirer interface {
+	Wire(ctx context.Context, p *Plan, pid int) error
+}
+
 // Plan is everything that a Monitor needs to make a command line. Files are
 // open and closed by the caller.
 type Plan struct {
@@ -58,7 +66,7 @@ type Plan struct {
 	Volumes []*os.File
 	// Disks are those of Spec.Machine.Disks, in their order.
 	Disks []*os.File
-	// Taps are the descriptors for Spec.NICs, in their order.
+	// Taps are the descriptors for Spec.NICs, in their order; none for a Wirer.
 	Taps []*os.File
 	// Restore is where to go on from; nil for a fresh start.
 	Restore *os.File
