@@ -27,8 +27,6 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/control"
-	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/container"
 	"github.com/cleave-project/cleave/image"
 	"github.com/cleave-project/cleave/keeper"
 	"github.com/cleave-project/cleave/network"
@@ -49,7 +47,7 @@ type Daemon struct {
 	keeper  *keeper.Client
 	images  *image.Store
 	network *network.Manager
-	engine  *container.Engine
+	engines *engines
 	control *control.Controller
 }
 
@@ -117,7 +115,7 @@ var drivers = map[string]control.StorageDriver{
 // open brings the parts up in the order in which they need each other.
 func (d *Daemon) open(ctx context.Context) error {
 	cfg := d.cfg
-	for _, path := range []string{cfg.Data, filepath.Join(cfg.Run, "instances"), filepath.Join(cfg.Data, "logs")} {
+	for _, path := range []string{cfg.Data, filepath.Join(cfg.Run, "instances"), filepath.Join(cfg.Run, "pvm"), filepath.Join(cfg.Run, "vm"), filepath.Join(cfg.Data, "logs")} {
 		if err := os.MkdirAll(path, 0o711); err != nil {
 			return fmt.Errorf("directory for the daemon: %w", err)
 		}
@@ -151,17 +149,12 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.engine, err = container.New(container.Options{
-		Run:    filepath.Join(cfg.Run, "instances"),
-		LogDir: func(id string) string { return filepath.Join(cfg.Data, "logs", id) },
-		Scope:  cfg.scope(), Keeper: d.keeper, AgentBinary: agentBin, Log: d.log,
-	})
-	if err != nil {
+	if d.engines, err = openEngines(cfg, d.keeper, agentBin, d.log); err != nil {
 		return err
 	}
 	d.control, err = control.New(ctx, control.Options{
 		Data: cfg.Data, Run: cfg.Run, Scope: cfg.scope(), Version: d.version, UIDBase: cfg.UIDBase,
-		Store: d.store, Images: d.images, Network: d.network, Drivers: drivers, ForgetImage: d.engine.ForgetImage, Engines: []engine.Engine{d.engine}, Log: d.log,
+		Store: d.store, Images: d.images, Network: d.network, Drivers: drivers, ForgetImage: d.engines.container.ForgetImage, Engines: d.engines.all(), Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -177,8 +170,10 @@ func (d *Daemon) close() {
 	if d.control != nil {
 		d.control.Close()
 	}
-	if d.engine != nil {
-		d.engine.Close()
+	if d.engines != nil {
+		if err := d.engines.close(); err != nil {
+			d.log.Error("closing the engines", "error", err)
+		}
 	}
 	if d.network != nil {
 		d.network.Close()
@@ -286,10 +281,7 @@ func (d *Daemon) replaceKeeper(ctx context.Context) error {
 		return err
 	}
 	d.keeper = k
-	if err := d.engine.SetKeeper(ctx, k); err != nil {
-		return err
-	}
-	return d.control.Resync(ctx, d.engine)
+	return d.engines.setKeeper(ctx, k, d.control.Resync)
 }
 
 // takeDown stops all guests and removes what they used on the host: links,
@@ -300,6 +292,6 @@ func (d *Daemon) takeDown(ctx context.Context) error {
 	d.control.StopAll(ctx, 20*time.Second)
 	err := d.control.TakeDown(ctx)
 	err = errors.Join(err, d.network.Destroy(ctx))
-	d.engine.Destroy()
+	d.engines.destroy()
 	return errors.Join(err, d.keeper.Stop(ctx))
 }

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/container"
+	"github.com/cleave-project/cleave/engine/qemu"
+	"github.com/cleave-project/cleave/engine/uml"
+	"github.com/cleave-project/cleave/keeper"
+)
+
+// ward is an engine as the daemon looks after it. Each has a runtime
+// directory of its own, by which it knows its guests from those of others.
+type ward interface {
+	engine.Engine
+	SetKeeper(ctx context.Context, k *keeper.Client) error
+	Destroy()
+}
+
+// engines are all walls.
+type engines struct {
+	container *container.Engine
+	wards     []ward
+}
+
+// openEngines opens them all; what this host can't do shows when it is asked
+// for.
+func openEngines(cfg Config, k *keeper.Client, agent string, log *slog.Logger) (*engines, error) {
+	logs := func(id string) string { return filepath.Join(cfg.Data, "logs", id) }
+	e := &engines{}
+	c, err := container.New(container.Options{
+		Run: filepath.Join(cfg.Run, "instances"), LogDir: logs,
+		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.container, e.wards = c, append(e.wards, c)
+	u, err := uml.New(uml.Options{
+		Run: filepath.Join(cfg.Run, "pvm"), LogDir: logs,
+		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	e.wards = append(e.wards, u)
+	q, err := qemu.New(qemu.Options{
+		Run: filepath.Join(cfg.Run, "vm"), LogDir: logs,
+		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	e.wards = append(e.wards, q)
+	return e, nil
+}
+
+func (e *engines) all() []engine.Engine {
+	var list []engine.Engine
+	for _, w := range e.wards {
+		list = append(list, w)
+	}
+	return list
+}
+
+// setKeeper hands every engine's guests to another keeper. One engine's
+// trouble doesn't keep the others from theirs.
+func (e *engines) setKeeper(ctx context.Context, k *keeper.Client, resync func(context.Context, engine.Engine) error) error {
+	var errs []error
+	for _, w := range e.wards {
+		err := w.SetKeeper(ctx, k)
+		if err == nil {
+			err = resync(ctx, w)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (e *engines) destroy() {
+	for _, w := range e.wards {
+		w.Destroy()
+	}
+}
+
+func (e *engines) close() error {
+	var errs []error
+	for _, w := range e.wards {
+		errs = append(errs, w.Close())
+	}
+	return errors.Join(errs...)
+}
