@@ -111,6 +111,7 @@ func (a *app) entries(only string) []entry {
 		{"operation", groupNouns, a.operationCmd},
 		{"token", groupNouns, a.tokenCmd},
 		{"doctor", groupOther, a.doctorCmd},
+		{"verify", groupOther, a.verifyCmd},
 		{"version", groupOther, a.versionCmd},
 		{"completion", groupOther, a.completionCmd},
 	}

@@ -15,7 +15,7 @@ const module = "github.com/cleave-project/cleave/"
 // A package imports only what stands below it, and its own sub-packages.
 var order = []string{
 	"e2e", "cmd", "internal/bench", "internal/gendocs",
-	"cli", "client",
+	"cli", "verify", "client",
 	"daemon", "server", "control",
 	"engine", "vmm", "keeper", "agent",
 	"kernel", "image", "storage", "backup", "network", "store",
