@@ -16,17 +16,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -51,26 +49,16 @@ type Options struct {
 type Engine struct {
 	opts    Options
 	log     *slog.Logger
+	book    *guests.Book
 	cgroups *cgroup.Tree
 	agent   *os.File // cleave-agent in a sealed memfd
 	images  *images
 	feature features
 	filters filters
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	watch  sync.WaitGroup // the goroutines that pass exits on
-	exits  chan engine.Exit
-	queued chan struct{} // tells pump of new exits
 	closed sync.Once
-
-	mu       sync.Mutex
-	queue    []engine.Exit
-	staged   bool // the stage for read-only mounts is open
-	keeper   *keeper.Client
-	starting map[string]*pending      // guests that Start is working on
-	waiting  map[string]chan struct{} // closed when the keeper tells of the guest's end
-	unwatch  context.CancelFunc       // ends the watch of the present keeper
+	mu     sync.Mutex
+	staged bool // the stage for read-only mounts is open
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -78,9 +66,6 @@ var _ engine.Engine = (*Engine)(nil)
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
 func New(opts Options) (*Engine, error) {
-	if err := os.MkdirAll(opts.Run, 0o711); err != nil {
-		return nil, fmt.Errorf("make runtime directory: %w", err)
-	}
 	closeStage(filepath.Join(opts.Run, stageName)) // of a daemon that died
 	parent := "cleave"
 	if opts.Scope != "" {
@@ -90,22 +75,24 @@ func New(opts Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}
-	agent, err := sealedCopy(opts.AgentBinary)
+	agent, err := guests.SealedCopy(opts.AgentBinary)
 	if err != nil {
 		tree.Close()
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	e := &Engine{
 		opts: opts, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
 		cgroups: tree, agent: agent, feature: probeFeatures(),
-		ctx: ctx, cancel: cancel,
-		exits: make(chan engine.Exit), queued: make(chan struct{}, 1), starting: map[string]*pending{}, waiting: map[string]chan struct{}{},
 	}
 	e.images = newImages(&e.feature)
-	e.watch.Go(e.pump)
+	e.book, err = guests.Open(guests.Options{Run: opts.Run, LogDir: opts.LogDir, Log: e.log, Status: e.status})
+	if err != nil {
+		agent.Close()
+		tree.Close()
+		return nil, err
+	}
 	if opts.Keeper != nil {
-		if err := e.SetKeeper(ctx, opts.Keeper); err != nil {
+		if err := e.SetKeeper(context.Background(), opts.Keeper); err != nil {
 			e.Close()
 			return nil, err
 		}
@@ -123,13 +110,21 @@ func (e *Engine) Kind() api.Kind { return api.KindContainer }
 func (e *Engine) LogDir(id string) string { return e.opts.LogDir(id) }
 
 // Exits implements engine.Engine.
-func (e *Engine) Exits() <-chan engine.Exit { return e.exits }
+func (e *Engine) Exits() <-chan engine.Exit { return e.book.Exits() }
+
+// SetKeeper replaces the keeper after the old one went away. Guests that live
+// are handed to the new one; ends that nobody saw show in List.
+func (e *Engine) SetKeeper(ctx context.Context, k *keeper.Client) error {
+	return e.book.SetKeeper(ctx, k)
+}
+
+// List implements engine.Engine.
+func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) { return e.book.List(ctx) }
 
 // Close implements engine.Engine. Guests live on.
 func (e *Engine) Close() error {
 	e.closed.Do(func() {
-		e.cancel()
-		e.watch.Wait()
+		e.book.Close()
 		if e.staged {
 			closeStage(filepath.Join(e.opts.Run, stageName))
 		}
@@ -145,47 +140,20 @@ func (e *Engine) Close() error {
 func (e *Engine) Destroy() { e.cgroups.Destroy() }
 
 // dir is a guest's runtime directory.
-func (e *Engine) dir(id string) string { return filepath.Join(e.opts.Run, id) }
+func (e *Engine) dir(id string) string { return e.book.Dir(id) }
 
-// client is the present keeper.
-func (e *Engine) client() (*keeper.Client, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.keeper == nil {
-		return nil, api.Errorf(api.CodeUnavailable, "the keeper, which starts and holds guests, can't be reached").
-			WithHint("try again in a moment; see the daemon's log if it stays so")
+// status is how a guest ended. The agent passes a signal on as 128 plus its
+// number, so that running out of memory shows as 137 with a kill on record. An
+// init that powers its system off is ended by the kernel with SIGINT
+// (reboot(2), "Behavior inside PID namespaces"); with SIGHUP it has asked for
+// a reboot, which is left as it is.
+func (e *Engine) status(g keeper.Guest) api.ExitStatus {
+	s := g.Exit()
+	if s.Code == 137 && e.cgroups.Group(g.ID).OOMKills() > 0 {
+		s.OOMKilled = true
 	}
-	return e.keeper, nil
-}
-
-// sealedCopy copies a program to a memfd that nobody can write to any more:
-// a guest that gets hold of its agent's executable can read it, and no more
-// (CVE-2019-5736).
-func sealedCopy(path string) (*os.File, error) {
-	src, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("open the agent: %w", err)
+	if r, err := e.book.Read(g.ID); err == nil && r.System && s.Signal == "SIGINT" {
+		s.Code, s.Signal = 0, ""
 	}
-	defer src.Close()
-	// MFD_EXEC is refused by kernels before 6.3, which take memfds for
-	// executable anyway.
-	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("cleave-agent", flags|unix.MFD_EXEC)
-	if err == unix.EINVAL {
-		fd, err = unix.MemfdCreate("cleave-agent", flags)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("copy the agent to memory: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "cleave-agent")
-	if _, err = io.Copy(f, src); err == nil {
-		if err = f.Chmod(0o555); err == nil {
-			_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("copy the agent to memory: %w", err)
-	}
-	return f, nil
+	return s
 }

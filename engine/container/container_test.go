@@ -125,7 +125,7 @@ func newEngine(t testing.TB) *Engine {
 	var e *Engine
 	t.Cleanup(func() {
 		if e != nil {
-			k, _ = e.client() // a test may have replaced it
+			k, _ = e.book.Keeper() // a test may have replaced it
 		}
 		if err := k.Stop(context.Background()); err != nil {
 			t.Error(err)

@@ -42,14 +42,14 @@ func TestGuestsOutliveTheirKeeper(t *testing.T) {
 	if err := unix.Kill(keeperPID(t, socket), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	r, err := e.readRecord(dies.ID)
+	r, err := e.book.Read(dies.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Kill(r.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for r.alive() { // somebody else's child: reaped by whoever inherits it
+	for r.Alive() { // somebody else's child: reaped by whoever inherits it
 		time.Sleep(time.Millisecond)
 	}
 	k, started, err := keeper.Ensure(context.Background(), socket, shared.keeper, slog.New(slog.DiscardHandler))

@@ -6,21 +6,19 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/keeper"
 )
 
 // Signal implements engine.Engine.
 func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
-	sig, err := parseSignal(signal)
+	sig, err := guests.ParseSignal(signal)
 	if err != nil {
 		return err
 	}
@@ -28,7 +26,7 @@ func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
 		return api.Errorf(api.CodeInvalid, "SIGSTOP would stop the guest's first process and nothing else").
 			WithHint("pause the guest")
 	}
-	k, err := e.client()
+	k, err := e.book.Keeper()
 	if err != nil {
 		return err
 	}
@@ -44,33 +42,6 @@ func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
 		return nil // killing the group has ended it already
 	}
 	return err
-}
-
-// parseSignal reads SIGTERM, term, 15 or SIGRTMIN+3. Real-time signals
-// count from the C library's 34, which is what programs mean by SIGRTMIN.
-func parseSignal(s string) (syscall.Signal, error) {
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
-		return syscall.Signal(n), nil
-	}
-	for _, r := range []struct {
-		name, op string
-		base     int
-		sign     int
-	}{{"RTMIN", "+", 34, 1}, {"RTMAX", "-", 64, -1}} {
-		if name == r.name {
-			return syscall.Signal(r.base), nil
-		}
-		if off, ok := strings.CutPrefix(name, r.name+r.op); ok {
-			if n, err := strconv.ParseUint(off, 10, 5); err == nil && n <= 64-34 {
-				return syscall.Signal(r.base + r.sign*int(n)), nil
-			}
-		}
-	}
-	if n := unix.SignalNum("SIG" + name); n > 0 {
-		return n, nil
-	}
-	return 0, api.Errorf(api.CodeInvalid, "%q is no signal", s).WithHint("write a name like SIGTERM or SIGRTMIN+3, or a number")
 }
 
 // Pause implements engine.Engine.
@@ -104,7 +75,7 @@ func (e *Engine) Update(ctx context.Context, id string, r api.Resources, root st
 	if err := e.checkResources(r); err != nil {
 		return err
 	}
-	rec, err := e.readRecord(id)
+	rec, err := e.book.Read(id)
 	if err != nil {
 		return gone(id, err)
 	}
@@ -138,7 +109,7 @@ func (e *Engine) Agent(ctx context.Context, id string) (net.Conn, error) {
 
 // Console implements engine.Engine.
 func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOptions) (engine.Console, error) {
-	k, err := e.client()
+	k, err := e.book.Keeper()
 	if err != nil {
 		return nil, err
 	}
@@ -151,15 +122,24 @@ func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOpti
 
 // Clean implements engine.Engine. It kills what still lives.
 func (e *Engine) Clean(ctx context.Context, id string) error {
-	if !idPattern.MatchString(id) {
+	if !guests.IDPattern.MatchString(id) {
 		return api.Errorf(api.CodeInvalid, "%q is no instance id", id)
+	}
+	// The directory is made first and removed last: without it there is
+	// nothing, or a guest of another engine.
+	if _, err := os.Lstat(e.dir(id)); errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
 	return e.clean(ctx, id)
 }
 
 func (e *Engine) clean(ctx context.Context, id string) error {
-	ended := e.expect(id)
-	if err := e.end(ctx, id); err != nil {
+	ended := e.book.Expect(id)
+	err := e.cgroups.Group(id).Kill()
+	if err == nil {
+		err = e.book.End(ctx, id)
+	}
+	if err != nil {
 		return fmt.Errorf("end guest %s: %w", id, err)
 	}
 	// The agent's socket goes first, so that nobody finds half a guest.
@@ -170,79 +150,13 @@ func (e *Engine) clean(ctx context.Context, id string) error {
 		return fmt.Errorf("clean guest %s: %w", id, err)
 	}
 	e.images.release(id)
-	if err := e.forget(ctx, id, ended); err != nil {
+	if err := e.book.Forget(ctx, id, ended); err != nil {
 		return fmt.Errorf("clean guest %s: %w", id, err)
 	}
 	if err := os.RemoveAll(e.dir(id)); err != nil {
 		return fmt.Errorf("clean guest %s: %w", id, err)
 	}
 	return nil
-}
-
-// end kills a guest and waits until its last process has gone, which the
-// first process's pidfd tells: the kernel lets it end after all others of
-// its PID namespace (zap_pid_ns_processes).
-func (e *Engine) end(ctx context.Context, id string) error {
-	if err := e.cgroups.Group(id).Kill(); err != nil {
-		return err
-	}
-	pid, started := 0, uint64(0)
-	if r, err := e.readRecord(id); err == nil {
-		pid, started = r.PID, r.StartTime
-	} else if k, err := e.client(); err == nil {
-		gs, err := k.List(ctx)
-		if err != nil {
-			return err
-		}
-		for _, g := range gs {
-			if g.ID == id && !g.Exited {
-				pid, started = g.PID, g.StartTime
-			}
-		}
-	}
-	if pid == 0 {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err == unix.ESRCH {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	// The descriptor holds the process, so that its start time can be
-	// checked now and its number not be another's later.
-	if now, err := startTime(pid); err != nil || now != started {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
-		return err
-	}
-	return waitReadable(ctx, fd)
-}
-
-// waitReadable waits for a descriptor, by the runtime's poller.
-func waitReadable(ctx context.Context, fd int) error {
-	// A duplicate, since an os.File closes what it wraps.
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(dup), "pidfd")
-	defer f.Close()
-	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	err = conn.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return n > 0 || err != nil && err != unix.EINTR
-	})
-	return errors.Join(err, ctx.Err())
 }
 
 // Forget implements engine.Engine.

@@ -3,29 +3,8 @@ package container
 import (
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 )
-
-func TestParseStatSkipsTheCommand(t *testing.T) {
-	rest := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20"
-	for _, comm := range []string{"sh", "a b", ") Z 1 2 3", "(((", ""} {
-		state, started, err := parseStat("7 (" + comm + ")" + rest)
-		if err != nil || state != 'S' || started != 4242 {
-			t.Errorf("command %q: state %c, start %d, error %v", comm, state, started, err)
-		}
-	}
-	for _, bad := range []string{"", "7 (sh)", "7 (sh) S 1 2", "no parenthesis"} {
-		if _, _, err := parseStat(bad); err == nil {
-			t.Errorf("%q: no error", bad)
-		}
-	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	f.Add("7 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20")
-	f.Fuzz(func(t *testing.T, s string) { parseStat(s) })
-}
 
 func TestParseCPUs(t *testing.T) {
 	for in, want := range map[string][]int{"0": {0}, "0-2,5": {0, 1, 2, 5}, "1,1": {1, 1}} {
@@ -48,21 +27,6 @@ func FuzzParseCPUs(f *testing.F) {
 			t.Error("an empty list")
 		}
 	})
-}
-
-func TestParseSignal(t *testing.T) {
-	for in, want := range map[string]syscall.Signal{
-		"SIGTERM": 15, "term": 15, "9": 9, "SIGRTMIN+3": 37, "RTMIN": 34, "SIGRTMAX-1": 63, "rtmax": 64,
-	} {
-		if got, err := parseSignal(in); err != nil || got != want {
-			t.Errorf("%q: %d, error %v", in, got, err)
-		}
-	}
-	for _, bad := range []string{"", "0", "65", "-1", "SIGNO", "RTMIN+31", "RTMIN-1", "RTMAX-31", "RTMIN+", "SIGSIG"} {
-		if got, err := parseSignal(bad); err == nil {
-			t.Errorf("%q: %d", bad, got)
-		}
-	}
 }
 
 func TestSysctlNames(t *testing.T) {

@@ -17,9 +17,13 @@ import (
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
 	"github.com/cleave-project/cleave/keeper"
 )
+
+// socketName is the agent's socket in a guest's runtime directory.
+const socketName = "agent.sock"
 
 // cloneFlags give a guest all namespaces of its own.
 const cloneFlags = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
@@ -32,7 +36,6 @@ const undoTime = 20 * time.Second
 type launch struct {
 	e    *Engine
 	spec *engine.Spec
-	p    *pending
 
 	keeper *keeper.Client
 	caps   []string
@@ -63,19 +66,19 @@ func (e *Engine) start(ctx context.Context, spec *engine.Spec, lap func(string))
 	if err != nil {
 		return nil, err
 	}
-	k, err := e.client()
+	k, err := e.book.Keeper()
 	if err != nil {
 		return nil, err
 	}
-	p, err := e.begin(spec.ID)
+	start, err := e.book.Begin(spec.ID)
 	if err != nil {
 		return nil, err
 	}
 	if err := e.clear(ctx, spec.ID); err != nil {
-		e.finish(spec.ID, false)
+		start.Finish(false)
 		return nil, err
 	}
-	l := &launch{e: e, spec: spec, p: p, keeper: k, caps: caps, filter: filter, lap: lap}
+	l := &launch{e: e, spec: spec, keeper: k, caps: caps, filter: filter, lap: lap}
 	defer l.close()
 	if err := l.run(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -83,10 +86,10 @@ func (e *Engine) start(ctx context.Context, spec *engine.Spec, lap func(string))
 		if cerr := e.clean(undo, spec.ID); cerr != nil {
 			e.log.Error("undo a failed start", "instance", spec.ID, "error", cerr)
 		}
-		e.finish(spec.ID, false)
+		start.Finish(false)
 		return nil, err
 	}
-	e.finish(spec.ID, true)
+	start.Finish(true)
 	return &engine.Guest{ID: spec.ID, PID: l.guest.PID, Started: l.guest.Started, Running: true}, nil
 }
 
@@ -130,14 +133,10 @@ func (l *launch) run(ctx context.Context) error {
 	return err
 }
 
-// clear removes what a start that a dying daemon cut short has left, and
-// refuses to touch a guest that lives.
+// clear removes what a start that a dying daemon cut short has left.
 func (e *Engine) clear(ctx context.Context, id string) error {
 	if _, err := os.Lstat(e.dir(id)); errors.Is(err, os.ErrNotExist) {
 		return nil
-	}
-	if r, err := e.readRecord(id); err == nil && r.alive() {
-		return api.Errorf(api.CodeConflict, "start guest %s: it is running already", id)
 	}
 	return e.clean(ctx, id)
 }
@@ -242,7 +241,7 @@ func (l *launch) clone(ctx context.Context) error {
 	}
 	// The agent has its copy: when it dies, its socket answers no more.
 	l.listener.Close()
-	if err := l.e.writeRecord(record{
+	if err := l.e.book.Write(guests.Record{
 		ID: l.spec.ID, PID: l.guest.PID, StartTime: l.guest.StartTime, Started: l.guest.Started,
 		Terminal: l.guest.Terminal, System: l.spec.System, Image: l.spec.Image.Digest,
 	}); err != nil {
@@ -261,7 +260,7 @@ var agentEnv = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
 // setLimits sets resource limits, which belong to the process and not to a
 // namespace. The start time makes sure that the number is still the guest's.
 func (l *launch) setLimits() error {
-	now, err := startTime(l.guest.PID)
+	now, err := guests.StartTime(l.guest.PID)
 	if err == nil && now != l.guest.StartTime {
 		err = fmt.Errorf("process %d is another by now", l.guest.PID)
 	}

@@ -18,14 +18,12 @@ import (
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/guests"
 )
-
-// idPattern is what an id may be: it names files and cgroups.
-var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // validate checks what only this engine can, and translates what is asked.
 func (e *Engine) validate(s *engine.Spec) (caps []string, filter []byte, err error) {
-	if !idPattern.MatchString(s.ID) {
+	if !guests.IDPattern.MatchString(s.ID) {
 		return nil, nil, api.Errorf(api.CodeInvalid, "%q is no instance id", s.ID)
 	}
 	if len(s.Proc.Args) == 0 || s.Proc.Args[0] == "" {

@@ -1,21 +1,18 @@
 package setup
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/internal/handover"
 )
 
 func pair(t testing.TB) (a, b *net.UnixConn) {
@@ -26,7 +23,7 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 	}
 	var cs [2]*net.UnixConn
 	for i, fd := range fds {
-		if cs[i], err = connection(fd); err != nil {
+		if cs[i], err = handover.Connection(fd); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { cs[i].Close() })
@@ -64,7 +61,7 @@ func TestSpecAndDescriptorsArrive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAll(mounts)
+	defer handover.CloseAll(mounts)
 	if d := cmp.Diff(spec, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
@@ -79,7 +76,7 @@ func TestSpecAndDescriptorsArrive(t *testing.T) {
 		t.Fatal(err)
 	}
 	var e Entry
-	if _, err := decode(guest, &e); err != nil || len(e.Args) != 1 {
+	if _, err := handover.Decode(guest, &e); err != nil || len(e.Args) != 1 {
 		t.Errorf("entry %+v, error %v", e, err)
 	}
 	if err := <-sent; err != nil {
@@ -105,56 +102,6 @@ func TestSpecIsRefused(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-}
-
-func TestWaitTellsHowItWent(t *testing.T) {
-	started, failed := `{"started":true}`, `{"error":{"code":"not-found","detail":"no such program"}}`
-	for _, c := range []struct {
-		answer string
-		system bool
-		want   string
-	}{
-		{started, false, ""},
-		{started, true, ""},
-		{started + failed, true, "no such program"},
-		{failed, false, "no such program"},
-		{failed, true, "no such program"},
-		{"", false, "EOF"},
-		{"", true, "EOF"},
-		{"garbage", false, "invalid character"},
-		{started + "garbage", true, "invalid character"},
-	} {
-		err := Wait(strings.NewReader(c.answer), c.system)
-		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%q, system %t: error %v, want %q", c.answer, c.system, err, c.want)
-		}
-		if strings.Contains(c.want, "program") && !api.IsCode(err, api.CodeNotFound) {
-			t.Errorf("error %v has lost its code", err)
-		}
-	}
-}
-
-func FuzzDecode(f *testing.F) {
-	var b bytes.Buffer
-	if err := send(&b, &Spec{Hostname: "h", Seccomp: make([]byte, 8)}, 2); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b.Bytes())
-	f.Add(binary.NativeEndian.AppendUint64(nil, 1<<40|5))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		var s Spec
-		r := bytes.NewReader(in)
-		n, err := decode(r, &s)
-		if err == nil && s.check(n) == nil && len(s.Mounts)+2 > n {
-			t.Errorf("%d mounts by %d descriptors", len(s.Mounts), n)
-		}
-	})
-}
-
-func FuzzWait(f *testing.F) {
-	f.Add([]byte(`{"started":true}`), true)
-	f.Add([]byte(`{"error":{"code":"x"}}`), false)
-	f.Fuzz(func(t *testing.T, in []byte, system bool) { Wait(bytes.NewReader(in), system) })
 }
 
 func FuzzAcks(f *testing.F) {

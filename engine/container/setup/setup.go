@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/internal/handover"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
@@ -33,29 +34,13 @@ func Run(listener int) error {
 	if err != nil {
 		return fmt.Errorf("wait for the host: %w", err)
 	}
-	conn, err := connection(fd)
+	conn, err := handover.Connection(fd)
 	if err != nil {
 		return err
 	}
 	err = run(conn, listener)
-	report(conn, err)
+	handover.Answer(conn, err)
 	return err
-}
-
-// connection takes a connected socket's descriptor over.
-func connection(fd int) (*net.UnixConn, error) {
-	f := os.NewFile(uintptr(fd), "host")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("descriptor %d is no unix socket", fd)
-	}
-	return u, nil
 }
 
 func run(conn *net.UnixConn, listener int) error {
@@ -63,7 +48,7 @@ func run(conn *net.UnixConn, listener int) error {
 	if err != nil {
 		return err
 	}
-	defer closeAll(mounts)
+	defer handover.CloseAll(mounts)
 	b := &builder{spec: spec, root: mounts[0], kit: mounts[1], volumes: mounts[2:]}
 	if spec.Terminal {
 		last := len(b.volumes) - 1
@@ -80,7 +65,7 @@ func run(conn *net.UnixConn, listener int) error {
 	if err := b.finish(); err != nil {
 		return err
 	}
-	closeAll(mounts)
+	handover.CloseAll(mounts)
 	if err := b.checkDescriptors(); err != nil {
 		return err
 	}

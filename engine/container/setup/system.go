@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/internal/handover"
 )
 
 // Arguments of this program behind the wall.
@@ -55,19 +56,19 @@ func Resume(fd string) (e *Entry, done func(error), err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("descriptor %q is not a number", fd)
 	}
-	conn, err := connection(n)
+	conn, err := handover.Connection(n)
 	if err != nil {
 		return nil, nil, err
 	}
 	e = &Entry{}
-	if _, err = decode(conn, e); err == nil {
+	if _, err = handover.Decode(conn, e); err == nil {
 		err = withhold(e.Withheld, e.Surplus)
 	}
 	if err != nil {
-		report(conn, err)
+		handover.Answer(conn, err)
 		return nil, nil, err
 	}
-	return e, func(err error) { report(conn, err) }, nil
+	return e, func(err error) { handover.Answer(conn, err) }, nil
 }
 
 // waitReadable waits until there is something to read.
@@ -96,7 +97,7 @@ func waitReadable(conn *net.UnixConn) error {
 // connection, which executing brings, for success.
 func execInit(conn *net.UnixConn, listener int) error {
 	e := &Entry{}
-	if _, err := decode(conn, e); err != nil {
+	if _, err := handover.Decode(conn, e); err != nil {
 		return err
 	}
 	env := append([]string{"container=cleave"}, e.Env...)
@@ -108,7 +109,7 @@ func execInit(conn *net.UnixConn, listener int) error {
 		return fmt.Errorf("start the agent beside %s: %w", e.Args[0], err)
 	}
 	unix.CloseOnExec(listener)
-	if err := (Report{Started: true}).send(conn); err != nil {
+	if err := (handover.Report{Started: true}).Send(conn); err != nil {
 		return err
 	}
 	err = syscall.Exec(file, e.Args, env)
