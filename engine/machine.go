@@ -90,3 +90,17 @@ type Saver interface {
 	// runs on and the file is gone.
 	Save(ctx context.Context, id, path string) error
 }
+
+// Vitals are what can be told of a running machine beyond what every guest
+// has.
+type Vitals struct {
+	Accel   string // kvm, tcg or ptrace
+	Agent   string // cleave, qemu or none; empty while that isn't known
+	Reboots int    // since it was started, in the same process of its monitor
+}
+
+// Inspector is an engine that can tell Vitals. It must be cheap: it is called
+// for every look at an instance.
+type Inspector interface {
+	Inspect(ctx context.Context, id string) (Vitals, error)
+}
