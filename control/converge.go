@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -50,6 +51,9 @@ func (t *task) run(ctx context.Context) error {
 	var exit *api.ExitStatus
 	if g != nil {
 		exit = t.c.exit(g)
+	}
+	if len(t.ops) == 0 && t.c.heldBack(t.in.ID) {
+		return nil // what failed is not tried again for every change, its own record among them
 	}
 	switch {
 	case t.in.Deleting != nil:
@@ -144,7 +148,7 @@ func (t *task) fail(err error) {
 	}
 	var commitErr error
 	if creating {
-		commitErr = t.undoCreation(ends)
+		commitErr = t.undoCreation(err, ends)
 	} else {
 		commitErr = t.recordFailure(err, ends)
 	}
@@ -156,11 +160,14 @@ func (t *task) fail(err error) {
 	c.ops.wake(t.ops...)
 }
 
-func (t *task) undoCreation(ends []store.Op) error {
+// undoCreation removes what there is of an instance that could not be
+// created. While that fails the record stays, as that of a deletion.
+func (t *task) undoCreation(cause error, ends []store.Op) error {
 	ctx, cancel := context.WithTimeout(t.c.ctx, time.Minute)
 	defer cancel()
 	if err := t.dismantle(ctx); err != nil {
-		t.c.log.Error("a failed creation could not be undone; the next start of the daemon tries again", "instance", t.in.Name, "error", err)
+		t.c.log.Error("a failed creation could not be undone yet", "instance", t.in.Name, "error", err)
+		return t.recordRemoval(fmt.Errorf("its creation failed (%s) and could not be undone: %w", cause, err), ends)
 	}
 	for range 3 {
 		in := t.c.instances.ByID(t.in.ID)
@@ -168,31 +175,43 @@ func (t *task) undoCreation(ends []store.Op) error {
 			return nil
 		}
 		err := t.c.commit(append(slices.Clone(ends), t.c.instances.Delete(in))...)
-		if !api.IsCode(err, api.CodeConflict) {
+		if err == nil {
 			t.c.released(in)
+		}
+		if !api.IsCode(err, api.CodeConflict) {
 			return err
 		}
 	}
 	return api.Errorf(api.CodeConflict, "instance %q keeps changing", t.in.Name)
 }
 
+// recordRemoval records that the instance is to go and why it could not yet.
+// The removal is tried again later, and at once when a user asks for it or
+// the daemon starts.
+func (t *task) recordRemoval(cause error, ends []store.Op) error {
+	t.c.holdBack(t.in.ID, 0)
+	_, err := t.c.instances.Update(context.WithoutCancel(t.c.ctx), t.in.ID, func(in *api.Instance) error {
+		if in.Deleting == nil {
+			now := store.Now()
+			in.Deleting = &now
+		}
+		in.Status.Phase, in.Status.Error = api.PhaseDeleting, api.AsError(cause)
+		return nil
+	}, func(*api.Instance) []store.Op { return ends })
+	return err
+}
+
 func (t *task) recordFailure(cause error, ends []store.Op) error {
 	id := t.in.ID
 	if t.in.Deleting != nil {
-		// The deletion stays wanted; it is tried again at the next change
-		// or start.
-		_, err := t.c.instances.Update(context.WithoutCancel(t.c.ctx), id, func(in *api.Instance) error {
-			in.Status.Error = api.AsError(cause)
-			return nil
-		}, func(*api.Instance) []store.Op { return ends })
-		return err
+		return t.recordRemoval(cause, ends)
 	}
 	running := t.c.live(id) != nil
 	again := !running && t.user() == nil && t.in.Spec.Power == api.PowerRunning && policyOf(t.in) != api.RestartNever
-	if again {
+	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool { return op.Verb != "instance.update" })
+	if !onlyUpdate {
 		t.c.holdBack(id, 0)
 	}
-	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool { return op.Verb != "instance.update" })
 	_, err := t.c.instances.Update(context.WithoutCancel(t.c.ctx), id, func(in *api.Instance) error {
 		if onlyUpdate {
 			return nil // the guest is as it was; the operation says why

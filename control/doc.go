@@ -6,7 +6,9 @@
 // overlaps; different guests proceed in parallel. Each step of a worker is
 // idempotent and finds out for itself what is already there: after a crash
 // at any point the next daemon runs the same steps again and arrives at the
-// same end. What exists on the host without a record is removed at start.
+// same end. What fails is tried again, the later the more often it did, and
+// at once when a user asks for it or the daemon starts. What exists on the
+// host without a record is removed at start.
 //
 // Long work is an operation: a durable record with progress and an error.
 // An operation whose daemon died is taken up again when it moves an instance

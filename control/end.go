@@ -22,7 +22,8 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 	// An init that reboots its system is ended by the kernel with SIGHUP
 	// (reboot(2), "Behavior inside PID namespaces"): it wants to run again.
 	reboot := t.in.Status.System && exit.Signal == "SIGHUP"
-	again := wanted && (reboot || policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
+	goes := t.in.Spec.Ephemeral && !reboot
+	again := wanted && !goes && (reboot || policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
 	restart := t.has("instance.restart")
 	if again && restart == nil {
 		c.holdBack(id, g.Ended.Sub(g.Started))
@@ -54,7 +55,7 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 		if wanted && !again && !t.c.wantedAgain(id) {
 			in.Spec.Power = api.PowerStopped
 		}
-		if in.Spec.Ephemeral && !reboot && in.Deleting == nil {
+		if goes && in.Deleting == nil {
 			now := store.Now()
 			in.Deleting, in.Status.Phase = &now, api.PhaseDeleting
 		}
@@ -99,6 +100,9 @@ func (t *task) cleanUp(ctx context.Context) error {
 
 // remove deletes the instance with all that belongs to it.
 func (t *task) remove(ctx context.Context, g *guest) error {
+	if len(t.ops) > 0 {
+		t.c.fresh(t.in.ID) // a user wants it now
+	}
 	if g != nil && t.c.exit(g) == nil {
 		if g.paused {
 			if e, err := t.c.engineFor(t.in.Spec.Kind); err == nil {
@@ -168,7 +172,6 @@ func (t *task) dismantle(ctx context.Context) error {
 		return err
 	}
 	t.c.forget(t.in.ID)
-	t.c.fresh(t.in.ID)
 	e, err := t.c.engineFor(t.in.Spec.Kind)
 	if err != nil {
 		return err
@@ -183,8 +186,10 @@ func (t *task) dismantle(ctx context.Context) error {
 	return d.Delete(ctx, rootVolume(t.in.ID))
 }
 
-// released gives back the ids and addresses of an instance that is gone.
+// released gives back what was held for an instance that is gone: its ids
+// and addresses, and how often it failed.
 func (c *Controller) released(in *api.Instance) {
+	c.fresh(in.ID)
 	c.alloc.Lock()
 	defer c.alloc.Unlock()
 	c.alloc.release(in)

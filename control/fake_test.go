@@ -18,15 +18,17 @@ type fakeEngine struct {
 	guests map[string]*engine.Guest
 	specs  map[string]*engine.Spec
 	starts map[string]int
+	at     map[string][]time.Time // of starts
+	cleans map[string][]time.Time
 	exits  chan engine.Exit
 	polite map[string]bool // ends on its stop signal
 
-	failStart, failUpdate, failClean error
-	onStart                          func(*engine.Spec)
+	failStart, failUpdate, failClean, failSignal error
+	onStart                                      func(*engine.Spec)
 }
 
 func newFake() *fakeEngine {
-	return &fakeEngine{guests: map[string]*engine.Guest{}, specs: map[string]*engine.Spec{}, starts: map[string]int{}, exits: make(chan engine.Exit, 100), polite: map[string]bool{}}
+	return &fakeEngine{guests: map[string]*engine.Guest{}, specs: map[string]*engine.Spec{}, starts: map[string]int{}, at: map[string][]time.Time{}, cleans: map[string][]time.Time{}, exits: make(chan engine.Exit, 100), polite: map[string]bool{}}
 }
 
 func (f *fakeEngine) Name() string   { return "fake" }
@@ -40,6 +42,7 @@ func (f *fakeEngine) Start(ctx context.Context, s *engine.Spec) (*engine.Guest, 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.starts[s.ID]++
+	f.at[s.ID] = append(f.at[s.ID], time.Now())
 	if f.failStart != nil {
 		return nil, f.failStart
 	}
@@ -75,6 +78,8 @@ func (f *fakeEngine) Signal(_ context.Context, id, signal string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.failSignal != nil:
+		return f.failSignal
 	case signal == "SIGKILL":
 		f.finish(id, api.ExitStatus{Code: 137, Signal: "SIGKILL"})
 	case f.polite[id]:
@@ -111,6 +116,7 @@ func (f *fakeEngine) LogDir(string) string { return "/nonexistent" }
 func (f *fakeEngine) Clean(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.cleans[id] = append(f.cleans[id], time.Now())
 	if f.failClean != nil {
 		return f.failClean
 	}
@@ -132,6 +138,13 @@ func (f *fakeEngine) List(context.Context) ([]engine.Guest, error) {
 
 func (f *fakeEngine) Exits() <-chan engine.Exit { return f.exits }
 func (f *fakeEngine) Close() error              { return nil }
+
+// set changes the fake under a controller that uses it.
+func (f *fakeEngine) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
 
 func (f *fakeEngine) count(id string) int {
 	f.mu.Lock()

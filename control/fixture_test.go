@@ -238,13 +238,16 @@ func spec(change ...func(*api.InstanceSpec)) api.InstanceSpec {
 	return s
 }
 
+// patience ends a test that hangs; it says nothing of how fast a machine is.
+const patience = 2 * time.Minute
+
 // finish waits for an operation's end.
 func (w *world) finish(op *api.Operation, err error) *api.Operation {
 	w.t.Helper()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
 	for !op.Finished() {
 		if op, err = w.c.WaitOperation(ctx, op.ID, op.Changes); err != nil {
@@ -273,7 +276,7 @@ func (w *world) launch(name string, s api.InstanceSpec) *api.Instance {
 // until waits for an instance to be as wanted, by the events that tell of it.
 func (w *world) until(id, what string, ok func(*api.Instance) bool) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
 	changed := make(chan struct{}, 1)
 	go func() {

@@ -234,7 +234,7 @@ func (c *Controller) DeleteInstance(ctx context.Context, project, name string, f
 		if err := checkRevision(&in.Meta, revision); err != nil {
 			return err
 		}
-		if c.live(in.ID) != nil && !force {
+		if c.live(in.ID) != nil && !force && in.Deleting == nil {
 			return api.Errorf(api.CodeConflict, "instance %q is %s", name, in.Status.Phase).WithHint("stop it first, or delete it with --force")
 		}
 		if in.Deleting == nil {

@@ -67,7 +67,7 @@ func TestConsoleThatStartsIsToldWhyItCouldNot(t *testing.T) {
 			in := w.launch("a", spec(func(s *api.InstanceSpec) { s.Publish = []api.Publish{{HostPort: 8080, GuestPort: 80}} }))
 			w.finish(w.c.PowerInstance(t.Context(), "", "a", PowerRequest{Action: "stop", Force: true}))
 			tc.spoil(w)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			_, _, err := w.c.Console(ctx, "", "a", ConsoleOptions{Start: true})
 			if !api.IsCode(err, tc.code) {
@@ -115,7 +115,7 @@ func TestStopAllDoesNotWaitForWorkUnderWay(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it waits")
 	}
 	if now := w.c.instances.ByID(in.ID); now.Status.Phase != api.PhaseStopped {
