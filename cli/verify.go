@@ -113,7 +113,11 @@ func (a *app) verifyText(r *verify.Report) string {
 			if !c.Held {
 				word, style = "NOT HELD", output.Bad
 			}
-			fmt.Fprintf(&b, "    %s  %-26s got %s of %s %s", a.out.Paint(word, style), c.Name, figure(c.Got), figure(c.Limit), c.Unit)
+			got := "got " + figure(c.Got) + " of " + figure(c.Limit)
+			if c.Limit == 0 {
+				got = "reached " + figure(c.Got)
+			}
+			fmt.Fprintf(&b, "    %s  %-26s %s %s", a.out.Paint(word, style), c.Name, got, c.Unit)
 			if c.Note != "" && c.Note != "nothing" {
 				b.WriteString(", then " + output.Clean(c.Note))
 			}

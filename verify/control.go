@@ -112,7 +112,7 @@ func (v *verification) processes(ctx context.Context) (Attempt, error) {
 	if err := v.guest.run(ctx, &t, "multiply", fmt.Sprint(3*givenPIDs)); err != nil {
 		return Attempt{}, err
 	}
-	a := held("", givenPIDs, t.Amount, t.End)
+	a := held("processes", givenPIDs, t.Amount, t.End)
 	a.Held = a.Got <= givenPIDs
 	return a, nil
 }

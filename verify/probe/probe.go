@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,15 +90,3 @@ func fails(err error) (string, error) {
 
 // count words a number.
 func count(n int) (string, error) { return fmt.Sprint(n), nil }
-
-// Names are the areas and names of all questions.
-func Names() []string {
-	var out []string
-	for _, a := range areas {
-		for _, c := range a.checks {
-			out = append(out, a.name+": "+c.name)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
