@@ -13,6 +13,7 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/internal/guests"
+	"github.com/cleave-project/cleave/engine/internal/validate"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -72,7 +73,7 @@ func gone(id string, err error) error {
 
 // Update implements engine.Engine.
 func (e *Engine) Update(ctx context.Context, id string, r api.Resources, root string) error {
-	if err := e.checkResources(r); err != nil {
+	if err := validate.Resources(r, minMemory); err != nil {
 		return err
 	}
 	rec, err := e.book.Read(id)

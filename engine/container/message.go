@@ -8,6 +8,7 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/container/setup"
+	"github.com/cleave-project/cleave/engine/internal/validate"
 )
 
 // message is what setup is told.
@@ -18,9 +19,9 @@ func (l *launch) message() *setup.Spec {
 		Hostname: s.Hostname, System: s.System,
 		ReadOnlyRoot: s.Root.ReadOnly || s.Security.ReadOnlyRoot,
 		Files:        l.files, Terminal: s.Proc.TTY, ShmSize: int64(s.ShmSize),
-		Sysctls: sysctls(s.Sysctls), Limits: l.rlimits,
-		Capabilities: capMask(l.caps) | withheld | surplus,
-		NoNewPrivs:   s.Security.NoNewPrivileges, Seccomp: l.filter,
+		Sysctls: l.set.sysctls, Limits: l.rlimits,
+		Capabilities: validate.CapMask(l.set.caps) | withheld | surplus,
+		NoNewPrivs:   s.Security.NoNewPrivileges, Seccomp: l.set.filter,
 	}
 	if m.ShmSize == 0 {
 		m.ShmSize = int64(64 * api.MiB)
@@ -52,8 +53,8 @@ func (l *launch) entry() *setup.Entry {
 // withheld are the capabilities that only our PID 1 has, and what it takes to
 // keep them from others.
 func (l *launch) withheld() (mask, surplus uint64) {
-	caps := capMask(l.caps)
-	if mask = capMask(agentCaps) &^ caps; l.spec.System || mask == 0 {
+	caps := validate.CapMask(l.set.caps)
+	if mask = validate.CapMask(agentCaps) &^ caps; l.spec.System || mask == 0 {
 		return 0, 0
 	}
 	return mask, 1 << unix.CAP_SETPCAP &^ caps

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
 )
 
 func TestNetworkIsConfiguredFromInside(t *testing.T) {
@@ -85,7 +86,7 @@ func TestDiskRateLimitHolds(t *testing.T) {
 	checkLeaks(t, e)
 	spec := guestSpec(t, `exec sleep 1000`)
 	spec.Resources.DiskWrite = 2 * api.MiB
-	if len(blockDevices(spec.Root.Dir)) == 0 {
+	if len(cgroup.BlockDevices(spec.Root.Dir)) == 0 {
 		t.Skipf("%s is on no block device, which limits are for", spec.Root.Dir)
 	}
 	startGuest(t, e, spec)

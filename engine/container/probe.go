@@ -22,6 +22,7 @@ import (
 	"github.com/cleave-project/cleave/engine/container/setup"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/validate"
 )
 
 // probeImage is the EROFS image of an empty directory, made by
@@ -228,7 +229,7 @@ func (e *Engine) probeProcess(r *report) {
 	}
 	r.need("pidfd", err, "processes are held by descriptor", "use Linux 5.3 or newer")
 	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil && lim.Max < uint64(defaultRlimits["nofile"].Hard) && !canRaiseLimits() {
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil && lim.Max < uint64(validate.DefaultRlimits["nofile"].Hard) && !canRaiseLimits() {
 		r.add("resource limits", limited, fmt.Sprintf("guests can have at most %d open files", lim.Max),
 			"give the daemon CAP_SYS_RESOURCE or a higher limit of open files (LimitNOFILE= in its unit)")
 	} else {

@@ -19,6 +19,7 @@ import (
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
+	"github.com/cleave-project/cleave/engine/internal/validate"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -37,9 +38,8 @@ type launch struct {
 	e    *Engine
 	spec *engine.Spec
 
+	set    settings
 	keeper *keeper.Client
-	caps   []string
-	filter []byte
 	group  *cgroup.Group
 
 	listener *os.File // becomes the guest's descriptor 3
@@ -62,7 +62,7 @@ func (e *Engine) Start(ctx context.Context, spec *engine.Spec) (*engine.Guest, e
 }
 
 func (e *Engine) start(ctx context.Context, spec *engine.Spec, lap func(string)) (g *engine.Guest, err error) {
-	caps, filter, err := e.validate(spec)
+	set, err := e.validate(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (e *Engine) start(ctx context.Context, spec *engine.Spec, lap func(string))
 		start.Finish(false)
 		return nil, err
 	}
-	l := &launch{e: e, spec: spec, keeper: k, caps: caps, filter: filter, lap: lap}
+	l := &launch{e: e, spec: spec, set: set, keeper: k, lap: lap}
 	defer l.close()
 	if err := l.run(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -167,9 +167,9 @@ func (l *launch) makePlace() error {
 
 // mayMount tells whether the guest's root can change its mounts. It could
 // mount cgroup hierarchies too, and so needs a place of its own in each.
-func (l *launch) mayMount() bool { return mayMount(l.caps) }
+func (l *launch) mayMount() bool { return mayMount(l.set.caps) }
 
-func mayMount(caps []string) bool { return capMask(caps)&(1<<unix.CAP_SYS_ADMIN) != 0 }
+func mayMount(caps []string) bool { return validate.CapMask(caps)&(1<<unix.CAP_SYS_ADMIN) != 0 }
 
 // listen makes the guest's socket and, before there is a guest, the
 // connection that it will take for the host's.
@@ -268,7 +268,7 @@ func (l *launch) setLimits() error {
 		return l.died(err)
 	}
 	return asOwner(l.spec.UIDBase, func() (err error) {
-		l.rlimits, err = setRlimits(l.guest.PID, l.spec.Ulimits)
+		l.rlimits, err = setRlimits(l.guest.PID, l.set.rlimits)
 		return err
 	})
 }

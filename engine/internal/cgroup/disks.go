@@ -1,4 +1,4 @@
-package container
+package cgroup
 
 import (
 	"fmt"
@@ -8,28 +8,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
 
-// openSource opens what a volume or host directory is, as a detached mount.
-func openSource(m engine.Mount) (*os.File, error) {
-	path, err := filepath.EvalSymlinks(m.Source)
-	if err == nil {
-		var f *os.File
-		if f, err = mountfd.ClonePath(path); err == nil {
-			return f, nil
-		}
-	}
-	return nil, api.Errorf(api.CodeNotFound, "mount %s at %s in the guest: %w", m.Source, m.Target, err).WithField("spec.mounts")
-}
-
-// blockDevices are the whole disks below a directory, as MAJOR:MINOR: those
+// BlockDevices are the whole disks below a directory, as MAJOR:MINOR: those
 // of its file system, and of the file below if one is a loop device. What has
 // no block device, like a network file system, has none.
-func blockDevices(dir string) []string {
+func BlockDevices(dir string) []string {
 	var out []string
 	seen := map[uint64]bool{}
 	var add func(dev uint64)

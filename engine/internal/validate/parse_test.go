@@ -1,4 +1,4 @@
-package container
+package validate
 
 import (
 	"slices"
@@ -46,14 +46,14 @@ func TestSysctlNames(t *testing.T) {
 	}
 }
 
-func TestCheckTarget(t *testing.T) {
+func TestTarget(t *testing.T) {
 	for _, good := range []string{"/data", "/dev/shm", "/procs", "/var/../data"} {
-		if err := checkTarget(good); err != nil {
+		if err := Target(good); err != nil {
 			t.Error(err)
 		}
 	}
 	for _, bad := range []string{"", "/", "data", "/proc", "/proc/1", "/x/../sys/fs", "/dev", "/dev/null", "//dev//tty"} {
-		if err := checkTarget(bad); err == nil || !strings.Contains(err.Error(), "mounted") {
+		if err := Target(bad); err == nil || !strings.Contains(err.Error(), "mounted") {
 			t.Errorf("%q: error %v", bad, err)
 		}
 	}
