@@ -78,8 +78,10 @@ func lookup(ns *nettest.Namespace, network, server, name string, kind uint16) (a
 	return answer, rcode, err
 }
 
-func TestGuestsResolveNames(t *testing.T) {
-	w := newWorld(t)
+func TestGuestsResolveNames(t *testing.T) { ends(t, resolveNames) }
+
+func resolveNames(w *world) {
+	t := w.T
 	var asked atomic.Int64
 	resolver(t, w.outside, worldIP4+":53", &asked)
 	n := w.network(w.m, "default", api.NetworkSpec{})

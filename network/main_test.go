@@ -25,6 +25,18 @@ type world struct {
 	m       *Manager
 	outside *nettest.Namespace
 	guests  int
+	taps    bool // guests are machines
+}
+
+// ends runs a test with guests that are namespaces, and with guests that are
+// machines.
+func ends(t *testing.T, test func(*world)) {
+	t.Run("veth", func(t *testing.T) { test(newWorld(t)) })
+	t.Run("tap", func(t *testing.T) {
+		w := newWorld(t)
+		w.taps = true
+		test(w)
+	})
 }
 
 const (
@@ -133,6 +145,7 @@ func testID(name string) string {
 type guest struct {
 	*nettest.Namespace
 	Port
+	tap *os.File // of a machine
 }
 
 // guest attaches a namespace to n and configures it as an engine would.
@@ -145,20 +158,40 @@ func (w *world) guest(m *Manager, n *api.Network) *guest {
 
 func (w *world) attach(m *Manager, n *api.Network, name string) *guest {
 	w.Helper()
-	ns := nettest.New(w.T)
+	g := w.unplugged(m, n, name)
+	w.plug(m, n, g)
+	return g
+}
+
+// plug makes the port of a guest and sets it up inside.
+func (w *world) plug(m *Manager, n *api.Network, g *guest) {
+	w.Helper()
+	var err error
+	if w.taps {
+		g.tap, err = m.OpenTap(w.Context(), g.Port)
+	} else {
+		err = m.Attach(w.Context(), g.Port, g.PID)
+	}
+	if err != nil {
+		w.Fatalf("attach %s: %v", g.Instance, err)
+	}
+	if w.taps {
+		monitor(w.T, g)
+	}
+	g.setUp(n)
+}
+
+// unplugged is a guest whose port has yet to be made.
+func (w *world) unplugged(m *Manager, n *api.Network, name string) *guest {
+	w.Helper()
 	v4, v6, err := m.Allocate(n, func(netip.Addr) bool { return false }, "", "")
 	if err != nil {
 		w.Fatal(err)
 	}
 	id := testID(name)
-	g := &guest{ns, Port{
+	return &guest{Namespace: nettest.New(w.T), Port: Port{
 		Network: n.ID, Instance: id, Link: "c" + id + "n0", Name: "eth0", MAC: testMAC(name), IPv4: v4.Addr(), IPv6: v6.Addr(),
 	}}
-	if err := m.Attach(w.Context(), g.Port, ns.PID); err != nil {
-		w.Fatalf("attach %s: %v", name, err)
-	}
-	g.setUp(n)
-	return g
 }
 
 func (g *guest) setUp(n *api.Network) {

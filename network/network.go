@@ -21,8 +21,9 @@
 //
 // All methods of a Manager may be called from any goroutine, but calls for
 // one port, or for the forwards of one instance, must not overlap. Attach,
-// Detach, SetRates and SetForwards wait for a few kernel transactions, some
-// ms in all; Ensure, Remove, Sweep and Destroy take turns and may take longer.
+// OpenTap, Detach, SetRates and SetForwards wait for a few kernel
+// transactions, some ms in all; Ensure, Remove, Sweep and Destroy take turns
+// and may take longer.
 package network
 
 import (

@@ -84,6 +84,11 @@ func (m *Manager) bridgeOf(p Port) (*bridge, error) {
 // network namespace of pid. It replaces a port of the same link name. When
 // it fails nothing is left.
 func (m *Manager) Attach(ctx context.Context, p Port, pid int) error {
+	return m.attach(ctx, p, func(b *bridge) (int, error) { return m.plug(b, p, pid) })
+}
+
+// attach lets p through the tables and makes its link by plug.
+func (m *Manager) attach(ctx context.Context, p Port, plug func(*bridge) (int, error)) error {
 	b, err := m.bridgeOf(p)
 	if err != nil {
 		return err
@@ -94,7 +99,7 @@ func (m *Manager) Attach(ctx context.Context, p Port, pid int) error {
 	if err := m.admit(p); err != nil {
 		return err
 	}
-	index, err := m.plug(b, p, pid)
+	index, err := plug(b)
 	if err != nil {
 		return errors.Join(err, m.Detach(ctx, p), m.rt.Delete(p.Link), m.rt.Delete(p.shaper()))
 	}
@@ -165,17 +170,27 @@ func (m *Manager) plug(b *bridge, p Port, pid int) (int, error) {
 	if errors.Is(err, unix.EEXIST) {
 		return 0, api.Errorf(api.CodeConflict, "port %s: the guest has an interface %s already: %w", p.Link, p.Name, err)
 	}
+	if err != nil {
+		return 0, roomless(b, err)
+	}
+	return index, m.connect(b, p, index)
+}
+
+// roomless explains an error when a bridge has too many ports.
+func roomless(b *bridge, err error) error {
 	if errors.Is(err, unix.EXFULL) || errors.Is(err, unix.ENOSPC) {
-		return 0, api.Errorf(api.CodeNoResources, "bridge %s has no room for another port: %w", b.name, err).
+		return api.Errorf(api.CodeNoResources, "bridge %s has no room for another port: %w", b.name, err).
 			WithHint("a bridge has 1023; put further guests on another network")
 	}
-	if err != nil {
-		return 0, err
-	}
+	return err
+}
+
+// connect makes the new link the port that it is to be.
+func (m *Manager) connect(b *bridge, p Port, index int) error {
 	if err := m.introduce(b, p, index); err != nil {
-		return 0, err
+		return err
 	}
-	return index, m.limit(index, Port{Link: p.Link}, p)
+	return m.limit(index, Port{Link: p.Link}, p)
 }
 
 // introduce makes entries that need not be learned, and that nobody can make

@@ -41,7 +41,7 @@ func TestAttachReplacesAPortOfTheSameName(t *testing.T) {
 	g := w.guest(w.m, n)
 	p := g.Port
 	p.IPv4, p.IPv6 = netip.MustParseAddr("10.83.7.7"), netip.Addr{}
-	again := &guest{nettest.New(t), p}
+	again := &guest{Namespace: nettest.New(t), Port: p}
 	if err := w.m.Attach(t.Context(), p, again.PID); err != nil {
 		t.Fatal(err)
 	}

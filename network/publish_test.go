@@ -30,6 +30,11 @@ func TestPublishedPortsAnswerFromEverywhere(t *testing.T) {
 			testPublishedPorts(w)
 		})
 	}
+	t.Run("of a machine", func(t *testing.T) {
+		w := newWorld(t)
+		w.taps = true
+		testPublishedPorts(w)
+	})
 }
 
 func testPublishedPorts(w *world) {

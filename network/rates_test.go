@@ -3,7 +3,6 @@ package network
 import (
 	"io"
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -49,22 +48,15 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-func TestRatesHoldBothWaysAndChangeLive(t *testing.T) {
-	w := newWorld(t)
+func TestRatesHoldBothWaysAndChangeLive(t *testing.T) { ends(t, holdRates) }
+
+func holdRates(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
-	ns := nettest.New(t)
-	v4, v6, err := w.m.Allocate(n, func(a netip.Addr) bool { return false }, "", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &guest{ns, Port{
-		Network: n.ID, Instance: "rated", Link: "caaaaaaaaaan0", Name: "eth0", MAC: testMAC("rated"),
-		IPv4: v4.Addr(), IPv6: v6.Addr(), In: 4 * api.MiB, Out: 2 * api.MiB,
-	}}
-	if err := w.m.Attach(t.Context(), g.Port, ns.PID); err != nil {
-		t.Fatal(err)
-	}
-	g.setUp(n)
+	v4, _ := gateways(n)
+	g := w.unplugged(w.m, n, "rated")
+	g.In, g.Out = 4*api.MiB, 2*api.MiB
+	w.plug(w.m, n, g)
 	measure := func(in, out float64) {
 		t.Helper()
 		const d = 1200 * time.Millisecond

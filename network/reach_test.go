@@ -15,8 +15,10 @@ import (
 // at is an address with a port, as text.
 func at(host string, port int) string { return net.JoinHostPort(host, fmt.Sprint(port)) }
 
-func TestGuestsReachEachOtherAndTheWorldButNotOtherNetworks(t *testing.T) {
-	w := newWorld(t)
+func TestGuestsReachEachOtherAndTheWorldButNotOtherNetworks(t *testing.T) { ends(t, reach) }
+
+func reach(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	other := w.network(w.m, "other", api.NetworkSpec{})
 	a, b, c := w.guest(w.m, n), w.guest(w.m, n), w.guest(w.m, other)

@@ -60,8 +60,10 @@ func icmp6(from, to netip.Addr, kind byte, body []byte) []byte {
 	return slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(icmp)), unix.IPPROTO_ICMPV6, 255}, from.AsSlice(), to.AsSlice(), icmp)
 }
 
-func TestPortsPassOnlyTheirOwnAddresses(t *testing.T) {
-	w := newWorld(t)
+func TestPortsPassOnlyTheirOwnAddresses(t *testing.T) { ends(t, passOnlyOwn) }
+
+func passOnlyOwn(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	a, b := w.guest(w.m, n), w.guest(w.m, n)
 	v4, v6 := w.m.Gateway(n)
@@ -115,8 +117,10 @@ func TestPortsPassOnlyTheirOwnAddresses(t *testing.T) {
 	}
 }
 
-func TestTheGatewayAnswersEchoRequests(t *testing.T) {
-	w := newWorld(t)
+func TestTheGatewayAnswersEchoRequests(t *testing.T) { ends(t, echo) }
+
+func echo(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	a := w.guest(w.m, n)
 	_, v6 := w.m.Gateway(n)
@@ -129,8 +133,10 @@ func TestTheGatewayAnswersEchoRequests(t *testing.T) {
 	}
 }
 
-func TestLoopbackOfTheHostIsOutOfReach(t *testing.T) {
-	w := newWorld(t)
+func TestLoopbackOfTheHostIsOutOfReach(t *testing.T) { ends(t, noLoopback) }
+
+func noLoopback(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	a := w.guest(w.m, n)
 	host := w.m.networks[n.ID]
@@ -147,8 +153,10 @@ func TestLoopbackOfTheHostIsOutOfReach(t *testing.T) {
 	}
 }
 
-func TestAGuestCantFlood(t *testing.T) {
-	w := newWorld(t)
+func TestAGuestCantFlood(t *testing.T) { ends(t, noFlood) }
+
+func noFlood(w *world) {
+	t := w.T
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	a, b := w.guest(w.m, n), w.guest(w.m, n)
 	out, in := a.Raw(t, "eth0"), b.Raw(t, "eth0")

@@ -9,8 +9,10 @@ import (
 	"github.com/cleave-project/cleave/api"
 )
 
-func TestSweepAfterACrashKeepsWhatIsWantedOnly(t *testing.T) {
-	w := newWorld(t)
+func TestSweepAfterACrashKeepsWhatIsWantedOnly(t *testing.T) { ends(t, sweep) }
+
+func sweep(w *world) {
+	t := w.T
 	w.outside.Answer(t, 80, "world")
 	n := w.network(w.m, "default", api.NetworkSpec{})
 	gone := w.network(w.m, "gone", api.NetworkSpec{})

@@ -1,5 +1,6 @@
 // Package link speaks rtnetlink for what a launch needs: ports made with
-// both ends in place by one message, in a few more than that ready for use.
+// both ends in place by one message, in a few more than that ready for use;
+// and tap devices, which are ports whose other end is a descriptor.
 // Everything else about links goes through the handle of
 // github.com/vishvananda/netlink that a Conn carries.
 //
@@ -103,7 +104,7 @@ func (c *Conn) AddVeth(v Veth) (int, error) {
 	}
 	index, err := c.Index(v.Name)
 	if err == nil {
-		err = c.configure(index, v.IPv6)
+		err = c.configure(index, v.IPv6, true)
 	}
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("set up link %s: %w", v.Name, err), c.Delete(v.Name))
@@ -150,18 +151,35 @@ const (
 	addrGenNone      = 1 // IN6_ADDR_GEN_MODE_NONE
 )
 
-func (c *Conn) configure(index int, ipv6 bool) error {
+// configure sets a link up, without any address. If it is a port of a bridge,
+// that treats it as the port of one guest.
+func (c *Conn) configure(index int, ipv6, port bool) error {
 	r := c.request(unix.RTM_NEWLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
 	r.AddData(msg)
 	if ipv6 {
-		// No link-local address, so no duplicate detection and no listener
-		// reports for each of a thousand ports.
-		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6AddrGenMode, nl.Uint8Attr(addrGenNone))
-		r.AddData(spec)
+		r.AddData(unaddressed())
 	}
+	if port {
+		r.AddData(portInfo())
+	}
+	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// unaddressed keeps the kernel from giving a link an IPv6 address, so that
+// there's no duplicate detection and no listener reports for each of a
+// thousand ports. A link that has a carrier as soon as it is up must be told
+// before.
+func unaddressed() *nl.RtAttr {
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6AddrGenMode, nl.Uint8Attr(addrGenNone))
+	return spec
+}
+
+// portInfo says how a bridge is to treat the port of one guest.
+func portInfo() *nl.RtAttr {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
 	port := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
@@ -171,9 +189,7 @@ func (c *Conn) configure(index int, ipv6 bool) error {
 	// A guest may ask for a port that it publishes itself: where bridges
 	// call iptables, the packet is turned around without leaving the bridge.
 	port.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
-	r.AddData(info)
-	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
-	return err
+	return info
 }
 
 // Delete removes the link called name; it is no error when it is gone.

@@ -53,24 +53,28 @@ func (c *Conn) Divert(index int, name string, group uint32) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
-	}}
-	if err := c.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
-		return 0, fmt.Errorf("add ingress to link %d: %w", index, err)
-	}
-	// A selector without keys to compare matches everything.
-	err = c.FilterReplace(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL,
-			Handle: 0x80000800, // table 800, first entry: replaces itself
-		},
-		Actions: []netlink.Action{netlink.NewMirredAction(ifb)},
-	})
-	if err != nil {
+	if err := c.redirect(index, ifb); err != nil {
 		return 0, fmt.Errorf("divert link %d to %s: %w", index, name, err)
 	}
 	return ifb, nil
+}
+
+// redirect sends everything that comes in by one link out by the other.
+func (c *Conn) redirect(from, to int) error {
+	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: from, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
+	}}
+	if err := c.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add ingress: %w", err)
+	}
+	// A selector without keys to compare matches everything.
+	return c.FilterReplace(&netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: from, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL,
+			Handle: 0x80000800, // table 800, first entry: replaces itself
+		},
+		Actions: []netlink.Action{netlink.NewMirredAction(to)},
+	})
 }
 
 // Undivert takes back what Divert did; the device called name goes too.
