@@ -32,6 +32,10 @@ type Options struct {
 	Network   Network
 	Drivers   map[string]StorageDriver // by the name that a pool's spec says
 	Engines   []engine.Engine
+	Kernels   Kernels
+	// AgentFor finds the static agent of an architecture, for systems of
+	// their own to install.
+	AgentFor func(arch string) (path string, err error)
 	// ForgetImage has the engines let go of an image that was deleted.
 	ForgetImage func(digest string)
 	Log         *slog.Logger
@@ -49,6 +53,7 @@ type Network interface {
 	Ensure(ctx context.Context, n *api.Network) (api.NetworkStatus, error)
 	Remove(ctx context.Context, id string) error
 	Attach(ctx context.Context, p network.Port, pid int) error
+	OpenTap(ctx context.Context, p network.Port) (*os.File, error)
 	Detach(ctx context.Context, p network.Port) error
 	SetRates(ctx context.Context, p network.Port) error
 	SetForwards(ctx context.Context, instance string, f []network.Forward) error

@@ -62,8 +62,10 @@ func (t *task) run(ctx context.Context) error {
 		return t.ended(ctx, g, *exit)
 	case t.has("instance.update") != nil:
 		return t.update(ctx, g)
-	case t.in.Status.Digest == "":
+	case t.in.Status.Phase == api.PhaseCreating:
 		return t.provision(ctx)
+	case g != nil && t.saving():
+		return t.save(ctx, g)
 	}
 	restart := t.has("instance.restart")
 	switch want := t.in.Spec.Power; {
@@ -208,7 +210,9 @@ func (t *task) recordFailure(cause error, ends []store.Op) error {
 	}
 	running := t.c.live(id) != nil
 	again := !running && t.user() == nil && t.in.Spec.Power == api.PowerRunning && policyOf(t.in) != api.RestartNever
-	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool { return op.Verb != "instance.update" })
+	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool {
+		return op.Verb != "instance.update" && op.Labels[opSave] == ""
+	})
 	if !onlyUpdate {
 		t.c.holdBack(id, 0)
 	}

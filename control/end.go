@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strconv"
 
@@ -21,9 +22,10 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 	wanted := t.in.Spec.Power != api.PowerStopped
 	// An init that reboots its system is ended by the kernel with SIGHUP
 	// (reboot(2), "Behavior inside PID namespaces"): it wants to run again.
-	reboot := t.in.Status.System && exit.Signal == "SIGHUP"
-	goes := t.in.Spec.Ephemeral && !reboot
-	again := wanted && !goes && (reboot || policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
+	reboot := (t.in.Status.System && exit.Signal == "SIGHUP") || exit.Reason == "reboot"
+	saved := t.isSaved()
+	goes := t.in.Spec.Ephemeral && !reboot && !saved
+	again := wanted && !goes && !saved && (reboot || policyOf(t.in) == api.RestartAlways || (policyOf(t.in) == api.RestartOnFailure && exit.Code != 0))
 	restart := t.has("instance.restart")
 	if again && restart == nil {
 		c.holdBack(id, g.Ended.Sub(g.Started))
@@ -39,13 +41,16 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 		}
 	}
 	how := describeExit(exit)
-	if reboot {
+	switch {
+	case reboot:
 		how = "rebooted itself"
+	case saved:
+		how = "saved"
 	}
-	c.emit("instance.stopped", &t.in.Meta, how, map[string]string{"code": strconv.Itoa(exit.Code), "signal": exit.Signal, "oomKilled": strconv.FormatBool(exit.OOMKilled)})
+	c.emit("instance.stopped", &t.in.Meta, how, map[string]string{"code": strconv.Itoa(exit.Code), "signal": exit.Signal, "oomKilled": strconv.FormatBool(exit.OOMKilled), "reason": exit.Reason})
 	return t.settleWith(ends, func(in *api.Instance) {
 		in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
-		in.Status.Exit, in.Status.Stopped, in.Status.Lost = &exit, &ended, g.Lost
+		in.Status.Exit, in.Status.Stopped, in.Status.Lost, in.Status.Saved = &exit, &ended, g.Lost, saved
 		for i := range in.Status.NICs {
 			in.Status.NICs[i].Link = ""
 		}
@@ -73,6 +78,12 @@ func describeExit(x api.ExitStatus) string {
 	switch {
 	case x.OOMKilled:
 		return "killed: out of its memory"
+	case x.Reason == "panic":
+		return "its kernel panicked"
+	case x.Reason == "crash":
+		return "its monitor crashed"
+	case x.Reason == "poweroff":
+		return "powered itself off"
 	case x.Signal != "":
 		return "ended by " + x.Signal
 	case x.Code < 0:
@@ -183,7 +194,7 @@ func (t *task) dismantle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.Delete(ctx, rootVolume(t.in.ID))
+	return errors.Join(d.Delete(ctx, rootVolume(t.in.ID)), os.RemoveAll(t.c.machineDir(t.in.ID)))
 }
 
 // released gives back what was held for an instance that is gone: its ids

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -40,6 +41,13 @@ func (f *fakeNet) Attach(_ context.Context, p network.Port, _ int) error {
 	defer f.mu.Unlock()
 	f.attached[p.Link] = p
 	return nil
+}
+
+func (f *fakeNet) OpenTap(_ context.Context, p network.Port) (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attached[p.Link] = p
+	return os.Open(os.DevNull)
 }
 
 func (f *fakeNet) Detach(_ context.Context, p network.Port) error {

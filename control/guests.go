@@ -13,6 +13,7 @@ type guest struct {
 	engine.Guest
 	system bool
 	paused bool
+	kernel string             // of a machine, if this daemon started it
 	health context.CancelFunc // ends its health check; guarded by Controller.mu
 	ended  chan struct{}      // closed when Guest.Exit is set
 }

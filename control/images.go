@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"io"
+	"path/filepath"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -11,11 +12,26 @@ import (
 func (c *Controller) inUse() map[string][]string {
 	used := map[string][]string{}
 	for _, in := range c.instances.All() {
-		if in.Status.Digest != "" {
-			used[in.Status.Digest] = append(used[in.Status.Digest], in.Project+"/"+in.Name)
+		for _, digest := range []string{in.Status.Digest, c.mediumDigest(in)} {
+			if digest != "" {
+				used[digest] = append(used[digest], in.Project+"/"+in.Name)
+			}
 		}
 	}
 	return used
+}
+
+// mediumDigest is the image in the instance's drive; empty for none.
+func (c *Controller) mediumDigest(in *api.Instance) string {
+	iso := in.Spec.Machine.ISO
+	if iso == "" || filepath.IsAbs(iso) {
+		return ""
+	}
+	img, err := c.images.Get(c.ctx, iso)
+	if err != nil {
+		return ""
+	}
+	return img.Digest
 }
 
 func keys(m map[string][]string) map[string]bool {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/store"
 )
 
@@ -20,7 +21,8 @@ const (
 	defaultPool        = "default"
 	defaultNetwork     = "default"
 	defaultRootSize    = 10 * api.GiB
-	defaultStop        = 10 // seconds
+	defaultDiskSize    = 10 * api.GiB // of a volume
+	defaultStop        = 10           // seconds
 	defaultSystemStop  = 60
 	defaultPIDs        = 4096
 	defaultSystemPIDs  = 32768
@@ -34,7 +36,33 @@ func (c *Controller) Instance(project, name string) (*api.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.instances.Get(project, name)
+	in, err := c.instances.Get(project, name)
+	if err != nil {
+		return nil, err
+	}
+	return c.inspected(in), nil
+}
+
+// inspected is a running machine with what can only be seen by looking.
+func (c *Controller) inspected(in *api.Instance) *api.Instance {
+	if !isMachine(in) || c.live(in.ID) == nil {
+		return in
+	}
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return in
+	}
+	i, ok := e.(engine.Inspector)
+	if !ok {
+		return in
+	}
+	v, err := i.Inspect(c.ctx, in.ID)
+	if err != nil {
+		return in // it is ending
+	}
+	n := *in
+	n.Status.Accel, n.Status.Agent, n.Status.Reboots = v.Accel, v.Agent, v.Reboots
+	return &n
 }
 
 // Instances lists instances by project and name, in pages.
@@ -54,7 +82,7 @@ func (c *Controller) Instances(project string, q Query) (api.List[api.Instance],
 			list.Next = last.Project + "/" + last.Name
 			break
 		}
-		list.Items = append(list.Items, *in)
+		list.Items = append(list.Items, *c.inspected(in))
 	}
 	return list, nil
 }
@@ -95,6 +123,9 @@ func (c *Controller) CreateInstance(ctx context.Context, in *api.Instance, start
 		o.Spec.Power = api.PowerRunning
 	case o.Spec.Power == "":
 		o.Spec.Power = api.PowerStopped
+	}
+	if err := c.completed(ctx, o); err != nil {
+		return nil, err
 	}
 	if err := c.validate(o); err != nil {
 		return nil, err
@@ -193,7 +224,16 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 		return nil, err
 	}
 	op := newOperation(ctx, in.Project, verb, name, in.ID)
-	op.Labels[opForce] = strconv.FormatBool(req.Force)
+	if req.Save && req.Action == "stop" {
+		if err := c.canSave(ctx, in); err != nil {
+			return nil, err
+		}
+		op.Labels[opSave] = "true"
+	}
+	if err := c.canPause(ctx, in, req.Action); err != nil {
+		return nil, err
+	}
+	op.Labels[opForce], op.Labels[opFresh] = strconv.FormatBool(req.Force), strconv.FormatBool(req.Fresh)
 	if req.TimeoutSeconds != nil {
 		op.Labels[opTimeout] = strconv.Itoa(max(*req.TimeoutSeconds, 0))
 	}
@@ -202,10 +242,12 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 			return api.Errorf(api.CodeConflict, "instance %q is being deleted", name)
 		}
 		running := in.Status.Phase == api.PhaseRunning || in.Status.Phase == api.PhasePaused
-		if !running && (req.Action == "pause" || req.Action == "resume") {
+		if !running && (req.Action == "pause" || req.Action == "resume" || req.Save) {
 			return notRunning(in)
 		}
-		in.Spec.Power = power
+		if !req.Save { // one that can't be saved runs on
+			in.Spec.Power = power
+		}
 		return nil
 	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op).Always()} })
 	if err != nil {
@@ -213,6 +255,19 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 	}
 	c.kick(in.ID)
 	return c.ops.show(op), nil
+}
+
+// canPause refuses to freeze what can't be frozen.
+func (c *Controller) canPause(ctx context.Context, in *api.Instance, action string) error {
+	if action != "pause" {
+		return nil
+	}
+	w, caps, err := c.usable(ctx, in.Spec.Kind)
+	if err != nil || caps.Pause {
+		return err
+	}
+	return api.Errorf(api.CodeUnsupported, "kind %s can't freeze a guest", w.Kind()).
+		WithHint("%s", c.kindsThat(ctx, func(caps engine.Capabilities) bool { return caps.Pause }))
 }
 
 func notRunning(in *api.Instance) error {
@@ -352,8 +407,16 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 		return nil, fixed("spec.kind", in.Name)
 	case cmp.Or(old.Root.Pool, defaultPool) != cmp.Or(now.Root.Pool, defaultPool):
 		return nil, fixed("spec.root.pool", in.Name)
+	case ownSystem(in) != ownSystem(n):
+		return nil, fixed("spec.machine.firmware", in.Name)
+	case isMachine(in) && rootSize(n, nil) < rootSize(in, nil):
+		return nil, shrunk("spec.root.size", in.Name)
 	case !slices.EqualFunc(nicsOf(old), nicsOf(now), func(a, b api.NIC) bool { return a == b }):
 		return nil, fixed("spec.nics", in.Name)
+	}
+	if in.Status.Saved && changesMachine(old, now) {
+		return nil, api.Errorf(api.CodeConflict, "the memory of %q is saved, and knows the machine as it was", in.Name).
+			WithHint("start it first; `cleave start --fresh %s` drops the memory", in.Name)
 	}
 	return n, c.validate(n)
 }

@@ -25,6 +25,8 @@ const (
 	opKey     = "idempotency-key"
 	opForce   = "force"
 	opTimeout = "timeout"
+	opSave    = "save"
+	opFresh   = "fresh"
 	opObject  = "object" // id of the object it works on
 )
 

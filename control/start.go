@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -33,24 +34,25 @@ func (t *task) provision(ctx context.Context) error {
 	// From here until the record names the digest nobody may collect it.
 	t.c.imageUse.RLock()
 	defer t.c.imageUse.RUnlock()
-	if img, err = t.c.images.Get(ctx, img.Digest); err != nil {
-		return err
-	}
-	d, err := t.c.driver(cmp.Or(t.in.Spec.Root.Pool, defaultPool))
-	if err != nil {
-		return err
-	}
-	t.progress("creating the root volume", 0, 0)
-	if err := d.Create(ctx, rootVolume(t.in.ID), cmp.Or(t.in.Spec.Root.Size, defaultRootSize)); err != nil {
-		return called(err, rootVolume(t.in.ID), "root of "+t.in.Name)
-	}
 	in := t.c.instances.Clone(t.in)
-	in.Status.Digest, in.Status.System = img.Digest, img.System
+	if img != nil {
+		if img, err = t.c.images.Get(ctx, img.Digest); err != nil {
+			return err
+		}
+		if err := suits(in, img); err != nil {
+			return err
+		}
+		in.Status.Digest, in.Status.System = img.Digest, img.System
+	}
 	if in.Spec.Init != nil {
 		in.Status.System = *in.Spec.Init
 	}
+	in.Status.System = in.Status.System || ownSystem(in)
+	if err := t.makeRoot(ctx, img); err != nil {
+		return err
+	}
 	t.in = in
-	t.c.emit("instance.created", &in.Meta, "", map[string]string{"image": img.Digest})
+	t.c.emit("instance.created", &in.Meta, "", map[string]string{"image": in.Status.Digest})
 	if in.Spec.Power == api.PowerRunning {
 		return t.start(ctx)
 	}
@@ -60,13 +62,50 @@ func (t *task) provision(ctx context.Context) error {
 	})
 }
 
-// image finds the instance's image on this host, or pulls it.
+// makeRoot makes the root volume, and in it the disk of a system of its own.
+func (t *task) makeRoot(ctx context.Context, img *api.Image) error {
+	d, err := t.c.driver(cmp.Or(t.in.Spec.Root.Pool, defaultPool))
+	if err != nil {
+		return err
+	}
+	id := rootVolume(t.in.ID)
+	t.progress("creating the root volume", 0, 0)
+	if err := d.Create(ctx, id, rootQuota(t.in, img)); err != nil {
+		return called(err, id, "root of "+t.in.Name)
+	}
+	if !isMachine(t.in) {
+		return nil
+	}
+	dir, err := d.Path(ctx, id)
+	if err != nil {
+		return err
+	}
+	noCopyOnWrite(dir)
+	if !ownSystem(t.in) {
+		return nil
+	}
+	return t.makeRootDisk(ctx, dir, img)
+}
+
+// image finds the instance's image on this host, or pulls it; nil for an
+// empty machine.
 func (t *task) image(ctx context.Context) (*api.Image, error) {
+	if t.in.Spec.Image == "" {
+		return nil, nil
+	}
 	img, err := t.c.images.Get(ctx, t.in.Spec.Image)
 	if err == nil || !api.IsCode(err, api.CodeNotFound) {
 		return img, err
 	}
-	return t.c.images.Pull(ctx, api.ImagePull{Reference: t.in.Spec.Image}, t.progress)
+	return t.c.images.Pull(ctx, api.ImagePull{Reference: t.in.Spec.Image, Platform: platformOf(t.in)}, t.progress)
+}
+
+// platformOf is what a registry is asked for; empty for the host's own.
+func platformOf(in *api.Instance) string {
+	if in.Spec.Machine.Arch == "" {
+		return ""
+	}
+	return "linux/" + in.Spec.Machine.Arch
 }
 
 // start executes the guest.
@@ -89,18 +128,19 @@ func (t *task) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	spec.AttachNet = func(ctx context.Context, pid int) error {
-		for _, p := range ports {
-			if err := c.net.Attach(ctx, p, pid); err != nil {
-				return err
-			}
-		}
-		return nil
+	c.wire(spec, ports)
+	failed, err := t.restore(spec.Machine)
+	if err != nil {
+		return err
 	}
 	g := c.expect(in.ID)
 	g.system = spec.System
+	if spec.Machine != nil {
+		g.kernel = spec.Machine.Kernel.Name
+	}
 	found, err := e.Start(ctx, spec)
 	if err != nil {
+		err = failed(err)
 		c.forget(in.ID)
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
@@ -112,6 +152,32 @@ func (t *task) start(ctx context.Context) (err error) {
 	c.adopt(g, *found)
 	c.attachWaiting(ctx, e, in.ID)
 	return t.running(g)
+}
+
+// wire has the engine attach the guest's ports in either way that there is.
+func (c *Controller) wire(s *engine.Spec, ports []network.Port) {
+	s.AttachNet = func(ctx context.Context, pid int) error {
+		for _, p := range ports {
+			if err := c.net.Attach(ctx, p, pid); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s.Taps = func(ctx context.Context) ([]*os.File, error) {
+		var taps []*os.File
+		for _, p := range ports {
+			f, err := c.net.OpenTap(ctx, p)
+			if err != nil {
+				for _, f := range taps {
+					f.Close()
+				}
+				return nil, err
+			}
+			taps = append(taps, f)
+		}
+		return taps, nil
+	}
 }
 
 // running records that the guest runs, and looks after what goes with it.
@@ -127,7 +193,8 @@ func (t *task) running(g *guest) error {
 		in.Status.Phase, in.Status.Error, in.Status.Exit, in.Status.Stopped = api.PhaseRunning, nil, nil, nil
 		in.Status.PID, in.Status.Started, in.Status.Lost = g.PID, &started, g.Lost
 		in.Status.Engine, in.Status.Epoch = c.walls[kindOf(in)].Name(), was.Revision
-		in.Status.Loosened = loosened(in.Spec)
+		in.Status.Loosened, in.Status.Saved = loosened(in.Spec), false
+		in.Status.Kernel = cmp.Or(g.kernel, in.Status.Kernel)
 		in.Status.Health = ""
 		if c.healthCheck(in) != nil {
 			in.Status.Health = "starting"
@@ -144,6 +211,9 @@ func (t *task) running(g *guest) error {
 	})
 	if err != nil {
 		return err
+	}
+	if was.Status.Saved {
+		t.forgetMemory()
 	}
 	c.watchHealth(was, g)
 	return nil
@@ -172,7 +242,7 @@ func loosened(s api.InstanceSpec) []string {
 // spec resolves everything that the engine needs, and the ports to attach.
 func (t *task) spec(ctx context.Context) (*engine.Spec, []network.Port, error) {
 	c, in := t.c, t.in
-	img, err := c.images.Get(ctx, in.Status.Digest)
+	img, err := c.imageOf(ctx, in)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -184,23 +254,29 @@ func (t *task) spec(ctx context.Context) (*engine.Spec, []network.Port, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	proc, err := process(in, img.Config)
-	if err != nil {
-		return nil, nil, err
-	}
 	s := &engine.Spec{
 		ID: in.ID, Name: in.Name, Project: in.Project, Epoch: in.Revision,
 		Hostname: cmp.Or(in.Spec.Hostname, in.Name), System: in.Status.System,
-		Image: engine.Image{Digest: img.Digest, EROFS: c.images.EROFS(img.Digest)},
-		Root:  engine.Root{Dir: root, ReadOnly: in.Spec.Security.ReadOnlyRoot},
-		Proc:  proc, UIDBase: in.Status.UIDBase, IDCount: idsPerGuest,
+		Root:    engine.Root{Dir: root, ReadOnly: in.Spec.Security.ReadOnlyRoot},
+		UIDBase: in.Status.UIDBase, IDCount: idsPerGuest,
 		Resources: resources(in), Sysctls: in.Spec.Sysctls, Ulimits: in.Spec.Ulimits,
 		ShmSize: in.Spec.ShmSize, Security: in.Spec.Security,
+	}
+	if !ownSystem(in) {
+		s.Image = engine.Image{Digest: img.Digest, EROFS: c.images.EROFS(img.Digest)}
+		if s.Proc, err = process(in, img.Config); err != nil {
+			return nil, nil, err
+		}
 	}
 	if s.Mounts, err = c.mounts(ctx, in); err != nil {
 		return nil, nil, err
 	}
 	ports, err := c.connect(in, s)
+	if err != nil || !isMachine(in) {
+		return s, ports, err
+	}
+	s.Root.Size = rootSize(in, img)
+	s.Machine, err = t.machine(ctx, s, img)
 	return s, ports, err
 }
 
@@ -212,6 +288,9 @@ func resources(in *api.Instance) api.Resources {
 		if in.Status.System {
 			r.PIDs = defaultSystemPIDs
 		}
+	}
+	if isMachine(in) {
+		r.Memory = memoryOf(in)
 	}
 	return r
 }
@@ -274,7 +353,10 @@ func (c *Controller) mounts(ctx context.Context, in *api.Instance) ([]engine.Mou
 			if em.Source, err = d.Path(ctx, namedVolume(v.ID)); err != nil {
 				return nil, err
 			}
-			em.Owned = true
+			em.Owned, em.Disk = true, v.Spec.Type == api.VolumeDisk
+			if em.Disk {
+				em.Size = volumeSize(v)
+			}
 		}
 		list = append(list, em)
 	}

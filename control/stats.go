@@ -65,7 +65,7 @@ func (c *Controller) measure(ctx context.Context, in *api.Instance, counters map
 		return api.Stats{}, err
 	}
 	s.ID, s.Name, s.Project, s.Time = in.ID, in.Name, in.Project, time.Now().UTC()
-	s.MemoryLimit = in.Spec.Resources.Memory
+	s.MemoryLimit = resources(in).Memory
 	d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
 	if err == nil {
 		s.Disk, s.DiskLimit, err = d.Usage(ctx, rootVolume(in.ID))

@@ -23,6 +23,8 @@ type PowerRequest struct {
 	Action         string // start, stop, restart, pause, resume
 	Force          bool   // SIGKILL at once
 	TimeoutSeconds *int   // between the stop signal and SIGKILL; the instance's own if nil
+	Save           bool   // stop: keep the memory, for the next start to go on from
+	Fresh          bool   // start: without the memory that was saved
 }
 
 // ConsoleOptions choose what Console attaches.

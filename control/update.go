@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/store"
 )
 
@@ -29,8 +30,14 @@ func (t *task) update(ctx context.Context, g *guest) error {
 			f()
 		}
 	}()
+	var later []string
 	for _, change := range t.changes(ctx, g, now) {
-		if err := change.apply(now); err != nil {
+		err := change.apply(now)
+		if change.mayWait && api.IsCode(err, api.CodeUnsupported) {
+			later = append(later, change.name)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		undo = append([]func(){func() {
@@ -39,9 +46,8 @@ func (t *task) update(ctx context.Context, g *guest) error {
 			}
 		}}, undo...)
 	}
-	var later []string
 	if g != nil {
-		later = needRestart(old.Spec, now.Spec)
+		later = append(later, needRestart(old.Spec, now.Spec)...)
 	}
 	end := finished(op, old.Name, nil)
 	if len(later) > 0 {
@@ -76,6 +82,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 type change struct {
 	name  string
 	apply func(*api.Instance) error
+	// mayWait is for the next start when the engine says that it can't be done
+	// while the guest runs.
+	mayWait bool
 }
 
 // changes are those between the task's instance and now that take effect at
@@ -83,27 +92,49 @@ type change struct {
 func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []change {
 	c, old := t.c, t.in
 	var list []change
-	if size := cmp.Or(now.Spec.Root.Size, defaultRootSize); size != cmp.Or(old.Spec.Root.Size, defaultRootSize) {
-		list = append(list, change{"root size", func(in *api.Instance) error {
+	img, _ := c.imageOf(ctx, old) // without it, the size can only be the default
+	if was, is := rootSize(old, img), rootSize(now, img); was != is {
+		list = append(list, change{name: "root size", apply: func(in *api.Instance) error {
 			d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
 			if err != nil {
 				return err
 			}
-			return called(d.Resize(ctx, rootVolume(in.ID), cmp.Or(in.Spec.Root.Size, defaultRootSize)), rootVolume(in.ID), "root of "+in.Name)
+			return called(d.Resize(ctx, rootVolume(in.ID), rootQuota(in, img)), rootVolume(in.ID), "root of "+in.Name)
 		}})
 	}
 	if g == nil {
 		return list
 	}
 	if !reflect.DeepEqual(old.Spec.Publish, now.Spec.Publish) {
-		list = append(list, change{"published ports", func(in *api.Instance) error {
+		list = append(list, change{name: "published ports", apply: func(in *api.Instance) error {
 			return c.publish(ctx, in)
 		}})
 	}
 	if old.Spec.Resources != now.Spec.Resources {
-		list = append(list, change{"limits", func(in *api.Instance) error { return c.limit(ctx, in) }})
+		list = append(list, change{"limits", func(in *api.Instance) error { return c.limit(ctx, in) }, isMachine(old)})
+	}
+	if old.Spec.Machine.ISO != now.Spec.Machine.ISO {
+		list = append(list, change{"machine.iso", func(in *api.Instance) error { return c.insert(ctx, in) }, true})
 	}
 	return list
+}
+
+// insert puts the medium that the instance names in the drive of its guest,
+// or takes out what is in it.
+func (c *Controller) insert(ctx context.Context, in *api.Instance) error {
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return err
+	}
+	p, ok := e.(engine.Plugger)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "kind %s can't change media while a guest runs", e.Kind())
+	}
+	path, err := c.medium(ctx, in)
+	if err != nil {
+		return err
+	}
+	return p.InsertMedium(ctx, in.ID, path)
 }
 
 // limit sets all limits of a running guest.
@@ -135,6 +166,12 @@ func (c *Controller) limit(ctx context.Context, in *api.Instance) error {
 	return nil
 }
 
+// changesMachine tells whether a guest that goes on from its memory would
+// find another machine than it was in.
+func changesMachine(old, now api.InstanceSpec) bool {
+	return len(needRestart(old, now)) > 0 || old.Resources != now.Resources || old.Root != now.Root || old.Machine.ISO != now.Machine.ISO
+}
+
 // needRestart names what changed that a running guest can't be given.
 func needRestart(old, now api.InstanceSpec) []string {
 	var l []string
@@ -157,5 +194,8 @@ func needRestart(old, now api.InstanceSpec) []string {
 	add("ulimits", maps.Equal(old.Ulimits, now.Ulimits))
 	add("shmSize", old.ShmSize == now.ShmSize)
 	add("security", same(old.Security, now.Security))
+	was, is := old.Machine, now.Machine
+	was.ISO, is.ISO = "", ""
+	add("machine", same(was, is))
 	return l
 }

@@ -23,6 +23,9 @@ func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Vol
 	if v.Spec.Size < 0 || (v.Spec.Size > 0 && v.Spec.Size < 16*api.MiB) {
 		return nil, api.Errorf(api.CodeInvalid, "a volume of %s is too small", v.Spec.Size).WithField("spec.size").WithHint("give at least 16MiB, or nothing for no limit")
 	}
+	if typ := v.Spec.Type; typ != "" && typ != api.VolumeTree && typ != api.VolumeDisk {
+		return nil, api.Errorf(api.CodeInvalid, "%q is no type of volume", typ).WithField("spec.type").WithHint("use tree (for containers) or disk (for machines)")
+	}
 	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
 	if err != nil {
 		return nil, err
@@ -32,8 +35,13 @@ func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Vol
 	}
 	// The tree first: one without a record is swept at the next start, a
 	// record without a tree would be a promise not kept.
-	if err := d.Create(ctx, namedVolume(v.ID), v.Spec.Size); err != nil {
+	if err := d.Create(ctx, namedVolume(v.ID), volumeQuota(v)); err != nil {
 		return nil, called(err, namedVolume(v.ID), v.Name)
+	}
+	if v.Spec.Type == api.VolumeDisk {
+		if dir, err := d.Path(ctx, namedVolume(v.ID)); err == nil {
+			noCopyOnWrite(dir)
+		}
 	}
 	if err := c.store.Commit(ctx, c.volumes.Create(v)); err != nil {
 		if derr := d.Delete(context.WithoutCancel(ctx), namedVolume(v.ID)); derr != nil {
@@ -43,6 +51,22 @@ func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Vol
 	}
 	c.emit("volume.created", &v.Meta, "", nil)
 	return c.Volume(ctx, project, v.Name)
+}
+
+// volumeSize is what a guest finds in a volume; 0 for no limit.
+func volumeSize(v *api.Volume) api.Bytes {
+	if v.Spec.Type == api.VolumeDisk {
+		return cmp.Or(v.Spec.Size, defaultDiskSize)
+	}
+	return v.Spec.Size
+}
+
+// volumeQuota is the size of what holds it.
+func volumeQuota(v *api.Volume) api.Bytes {
+	if v.Spec.Type == api.VolumeDisk {
+		return diskQuota(volumeSize(v))
+	}
+	return v.Spec.Size
 }
 
 // Volume finds a volume by name, with its use.
@@ -112,26 +136,37 @@ func (c *Controller) PatchVolume(ctx context.Context, project, name string, revi
 		if err := checkRevision(&n.Meta, revision); err != nil {
 			return err
 		}
-		pool, size := n.Spec.Pool, n.Spec.Size
+		pool, size, typ := n.Spec.Pool, n.Spec.Size, n.Spec.Type
 		if err := mergeResource(&n.Labels, &n.Spec, patch); err != nil {
 			return err
 		}
 		if n.Spec.Pool != pool {
 			return fixed("spec.pool", name)
 		}
+		if cmp.Or(n.Spec.Type, api.VolumeTree) != cmp.Or(typ, api.VolumeTree) {
+			return fixed("spec.type", name)
+		}
 		if n.Spec.Size == size {
 			return nil
+		}
+		if n.Spec.Type == api.VolumeDisk && n.Spec.Size < size {
+			return shrunk("spec.size", name)
 		}
 		d, err := c.driver(cmp.Or(pool, defaultPool))
 		if err != nil {
 			return err
 		}
-		return called(d.Resize(ctx, namedVolume(n.ID), n.Spec.Size), namedVolume(n.ID), name)
+		return called(d.Resize(ctx, namedVolume(n.ID), volumeQuota(n)), namedVolume(n.ID), name)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return c.Volume(ctx, project, name)
+}
+
+func shrunk(field, name string) error {
+	return api.Errorf(api.CodeUnsupported, "the disk of %q can't get smaller: its file system fills it", name).WithField(field).
+		WithHint("make a smaller one and copy what is in it")
 }
 
 // mergeResource applies a patch of {labels, spec}.
