@@ -12,6 +12,7 @@ import (
 
 	"github.com/cleave-project/cleave/agent/guest"
 	"github.com/cleave-project/cleave/engine/container/setup"
+	"github.com/cleave-project/cleave/engine/machine/jail"
 )
 
 // listener is the descriptor of the guest's socket.
@@ -38,6 +39,9 @@ func run(args []string) (int, error) {
 		return 1, guest.Serve(l)
 	case len(args) == 2 && args[0] == setup.ArgResume:
 		return initialize(args[1])
+	case len(args) == 1 && args[0] == jail.Arg:
+		runtime.LockOSThread()
+		return 1, jail.Main()
 	}
 	return 2, fmt.Errorf("arguments %q are not known: this program is for cleaved to start", args)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/internal/confine"
 	"github.com/cleave-project/cleave/engine/internal/handover"
 	"github.com/cleave-project/cleave/engine/internal/mountfd"
 )
@@ -95,7 +96,7 @@ func (b *builder) buildRoot() error {
 // finish does the rest. Parts of procfs are covered when the last setting
 // has been written.
 func (b *builder) finish() error {
-	return inOrder(b.network, b.limit, b.coverProc, b.sealRoot, b.enterRoot)
+	return inOrder(b.network, b.limit, b.coverProc, b.sealRoot, func() error { return confine.EnterRoot(b.root) })
 }
 
 func inOrder(steps ...func() error) error {
@@ -110,7 +111,7 @@ func inOrder(steps ...func() error) error {
 // attachRoot puts kit and root into this mount namespace: parts of a kit
 // that is in it can be cloned on every kernel, and pivot_root(2) wants a
 // mount in it. The root goes on top of the host's; the kit must not go there
-// too, or what enterRoot lets go of would be the kit, with the host's root
+// too, or what EnterRoot lets go of would be the kit, with the host's root
 // left below.
 func (b *builder) attachRoot() error {
 	for _, a := range []struct {
@@ -125,52 +126,6 @@ func (b *builder) attachRoot() error {
 		at.Close()
 		if err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// enterRoot makes the new root the process's own and lets go of the host's
-// tree. pivot_root(".", ".") stacks the old root on the new one without
-// needing a directory for it (pivot_root(2)).
-func (b *builder) enterRoot() error {
-	old, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer old.Close()
-	if err := unix.Fchdir(int(b.root.Fd())); err != nil {
-		return fmt.Errorf("enter the guest's root: %w", err)
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("make the guest's root the root directory: %w", err)
-	}
-	if err := unix.Fchdir(int(old.Fd())); err != nil {
-		return fmt.Errorf("leave the host's root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("let go of the host's root: %w", err)
-	}
-	if err := os.Chdir("/"); err != nil {
-		return err
-	}
-	return b.checkRoot()
-}
-
-// checkRoot makes sure that nothing is stacked on the root: "/" doesn't
-// look at what is mounted on it, but "/proc/.." would end there.
-func (b *builder) checkRoot() error {
-	var want, got unix.Statx_t
-	const mask = unix.STATX_INO | unix.STATX_MNT_ID
-	if err := unix.Statx(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, mask, &want); err != nil {
-		return err
-	}
-	for _, name := range []string{"/", "/proc/..", "/proc/../.."} {
-		if err := unix.Statx(unix.AT_FDCWD, name, 0, mask, &got); err != nil {
-			return err
-		}
-		if got.Mnt_id != want.Mnt_id || got.Ino != want.Ino {
-			return fmt.Errorf("%s is mount %d in the guest instead of %d", name, got.Mnt_id, want.Mnt_id)
 		}
 	}
 	return nil

@@ -37,9 +37,10 @@ const (
 )
 
 // Filter is the filter for a guest with the capabilities, named like
-// CAP_CHOWN, as an array of struct sock_filter.
-func Filter(capabilities []string) ([]byte, error) {
-	prog, err := compile(capabilities)
+// CAP_CHOWN, as an array of struct sock_filter. System calls in refuse fail
+// with EPERM, whatever the profile says.
+func Filter(capabilities []string, refuse ...string) ([]byte, error) {
+	prog, err := compile(capabilities, refuse)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +92,7 @@ type span struct {
 	rest  uint32
 }
 
-func compile(capabilities []string) ([]bpf.Instruction, error) {
+func compile(capabilities, refuse []string) ([]bpf.Instruction, error) {
 	profile, err := moby.GetDefaultProfile(&specs.Spec{Process: &specs.Process{
 		Capabilities: &specs.LinuxCapabilities{Bounding: capabilities},
 	}})
@@ -102,7 +103,7 @@ func compile(capabilities []string) ([]bpf.Instruction, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
-	spans, err := spansOf(profile, info)
+	spans, err := spansOf(profile, info, refuse)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,7 @@ func compile(capabilities []string) ([]bpf.Instruction, error) {
 // spansOf turns the profile into adjoining ranges that begin at 0. Calls
 // newer than all that the profile knows don't exist for the guest, so that
 // its C library takes the older way; x32 numbers are among them.
-func spansOf(profile *specs.LinuxSeccomp, info *arch.Info) ([]span, error) {
+func spansOf(profile *specs.LinuxSeccomp, info *arch.Info, refuse []string) ([]span, error) {
 	rules := map[uint32][]rule{}
 	for _, s := range profile.Syscalls {
 		action, err := verdict(s.Action, s.ErrnoRet)
@@ -131,6 +132,13 @@ func spansOf(profile *specs.LinuxSeccomp, info *arch.Info) ([]span, error) {
 				rules[uint32(nr)] = append(rules[uint32(nr)], rule{s.Args, action})
 			}
 		}
+	}
+	for _, name := range refuse {
+		nr, ok := info.SyscallNames[name]
+		if !ok {
+			return nil, fmt.Errorf("seccomp: %s is no system call of this architecture", name)
+		}
+		rules[uint32(nr)] = []rule{{nil, unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}}
 	}
 	rest, err := verdict(profile.DefaultAction, profile.DefaultErrnoRet)
 	if err != nil {

@@ -73,7 +73,7 @@ func TestFilterDecides(t *testing.T) {
 		{"i386", nil, call(0x40000003, 3), kill},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			prog, err := compile(c.caps)
+			prog, err := compile(c.caps, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
