@@ -82,7 +82,7 @@ type InstanceSpec struct {
 	NICs      []NIC             `json:"nics,omitzero" doc:"One port on the default network if null; none if empty"`
 	Publish   []Publish         `json:"publish,omitempty"`
 	Health    *HealthCheck      `json:"health,omitempty" doc:"Replaces the image's health check"`
-	Sysctls   map[string]string `json:"sysctls,omitempty" doc:"Only those that the kernel keeps per namespace"`
+	Sysctls   map[string]string `json:"sysctls,omitempty" doc:"Only those that the kernel keeps per namespace; in a machine all"`
 	Ulimits   map[string]Ulimit `json:"ulimits,omitempty" doc:"By name without RLIMIT_, like nofile"`
 	ShmSize   Bytes             `json:"shmSize,omitempty" doc:"Size of /dev/shm; 64 MiB if empty"`
 	Security  Security          `json:"security,omitzero"`
@@ -115,13 +115,13 @@ type CloudInit struct {
 // Resources bound what a guest may take. Zero means unlimited unless said
 // otherwise. All may be changed while it runs.
 type Resources struct {
-	CPUs       float64 `json:"cpus,omitempty" minimum:"0" doc:"CPU time in units of one CPU; fractions allowed"`
+	CPUs       float64 `json:"cpus,omitempty" minimum:"0" doc:"CPU time in units of one CPU; fractions allowed. A machine has as many virtual CPUs, rounded up, and one if empty"`
 	CPUWeight  int     `json:"cpuWeight,omitempty" minimum:"0" maximum:"10000" doc:"Share under contention, 1 to 10000; 100 if empty"`
 	CPUSet     string  `json:"cpuSet,omitempty" doc:"CPUs it may run on, like 0-1,4"`
-	Memory     Bytes   `json:"memory,omitempty" minimum:"0" doc:"Hard limit in bytes"`
+	Memory     Bytes   `json:"memory,omitempty" minimum:"0" doc:"Hard limit in bytes. Of a machine its RAM: 256 MiB if empty, 512 MiB for a system guest, 1 GiB for a system of its own"`
 	MemorySoft Bytes   `json:"memorySoft,omitempty" minimum:"0" doc:"Under host pressure it is pushed back to this"`
 	Swap       Bytes   `json:"swap,omitempty" minimum:"0" doc:"Swap beyond memory; none if empty"`
-	PIDs       int64   `json:"pids,omitempty" minimum:"0" doc:"Processes and threads; 4096 if empty (32768 for a system guest)"`
+	PIDs       int64   `json:"pids,omitempty" minimum:"0" doc:"Processes and threads; 4096 if empty (32768 for a system guest). In a system of its own nobody counts them"`
 	DiskRead   Bytes   `json:"diskRead,omitempty" minimum:"0" doc:"Bytes per second"`
 	DiskWrite  Bytes   `json:"diskWrite,omitempty" minimum:"0" doc:"Bytes per second"`
 	DiskReadIO int64   `json:"diskReadOps,omitempty" minimum:"0" doc:"Operations per second"`
@@ -133,14 +133,14 @@ type Resources struct {
 // RootDisk is the writable layer over the image.
 type RootDisk struct {
 	Pool string `json:"pool,omitempty" doc:"Pool of the root volume; \"default\" if empty"`
-	Size Bytes  `json:"size,omitempty" minimum:"0" doc:"Bytes the guest may write; 10 GiB if empty"`
+	Size Bytes  `json:"size,omitempty" minimum:"0" doc:"Bytes the guest may write, of a machine the size of its disk; 10 GiB if empty"`
 }
 
 // Mount brings a volume or a directory of the host into the guest.
 type Mount struct {
 	Volume   string `json:"volume,omitempty" doc:"Name of a volume in the same project"`
 	HostPath string `json:"hostPath,omitempty" doc:"Absolute path on the host; the caller must be root there"`
-	Target   string `json:"target" doc:"Absolute path in the guest"`
+	Target   string `json:"target" doc:"Absolute path in the guest; a system of its own mounts its disks itself"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 

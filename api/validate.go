@@ -61,11 +61,12 @@ func (s *InstanceSpec) Validate() error {
 		validateMounts(s.Mounts),
 		validateNICs(s.NICs),
 		validatePublish(s.Publish),
-		validateSysctls(s.Sysctls),
+		s.validateSysctls(),
 		validateUlimits(s.Ulimits),
 		validateCapabilities(s.Security),
+		s.validateMachine(),
 	}
-	if s.Image == "" {
+	if s.Image == "" && (s.Kind == "" || s.Kind == KindContainer) {
 		checks = append(checks, invalid("spec.image", "no image given").WithHint("`cleave image list` shows those on this host; base needs no download"))
 	}
 	if s.Ephemeral && s.Restart != "" && s.Restart != RestartNever {
@@ -219,11 +220,13 @@ func validatePublish(ps []Publish) error {
 // IPC or network namespace; all others would change the host.
 var namespaced = []string{"net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem"}
 
-func validateSysctls(m map[string]string) error {
-	for k, v := range m {
-		ok := slices.ContainsFunc(namespaced, func(p string) bool { return strings.HasPrefix(k, p) })
+// validateSysctls: a machine's kernel is its own, and so are all of its
+// parameters.
+func (s *InstanceSpec) validateSysctls() error {
+	for k, v := range s.Sysctls {
+		ok := s.Kind == KindPVM || s.Kind == KindVM || slices.ContainsFunc(namespaced, func(p string) bool { return strings.HasPrefix(k, p) })
 		if !ok || strings.Contains(k, "/") || strings.Contains(k, "..") || strings.ContainsAny(v, "\n\x00") {
-			return invalid("spec.sysctls", "sysctl %q is not one of the guest's own", k).WithHint("only net.*, fs.mqueue.*, kernel.shm*, kernel.msg* and kernel.sem belong to a guest")
+			return invalid("spec.sysctls", "sysctl %q is not one of the guest's own", k).WithHint("only net.*, fs.mqueue.*, kernel.shm*, kernel.msg* and kernel.sem belong to a container; --kind vm has all")
 		}
 	}
 	return nil
