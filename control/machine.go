@@ -53,6 +53,21 @@ func memoryOf(in *api.Instance) api.Bytes {
 // its record: firmware variables, the TPM's state, the seed, saved memory.
 func (c *Controller) machineDir(id string) string { return filepath.Join(c.Data, "machines", id) }
 
+// sweepMachines deletes directories of machines without a record.
+func (c *Controller) sweepMachines() error {
+	entries, err := os.ReadDir(filepath.Join(c.Data, "machines"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if c.instances.ByID(e.Name()) == nil {
+			errs = append(errs, os.RemoveAll(c.machineDir(e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // completed fills in what follows from the image, if it is on this host: a
 // disk with a system of its own needs firmware, and a machine around it.
 func (c *Controller) completed(ctx context.Context, in *api.Instance) error {
@@ -61,8 +76,9 @@ func (c *Controller) completed(ctx context.Context, in *api.Instance) error {
 		m.Firmware = cmp.Or(m.Firmware, "uefi")
 	}
 	if in.Spec.Image == "" {
-		in.Spec.Kind = cmp.Or(in.Spec.Kind, api.KindVM)
-		m.Firmware = cmp.Or(m.Firmware, "bios")
+		if isMachine(in) {
+			m.Firmware = cmp.Or(m.Firmware, "bios")
+		}
 		return nil
 	}
 	img, err := c.images.Get(ctx, in.Spec.Image)

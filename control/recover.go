@@ -44,6 +44,9 @@ func (c *Controller) Start(ctx context.Context) error {
 	if err := c.sweepVolumes(ctx); err != nil {
 		c.log.Error("pools could not be swept", "error", err)
 	}
+	if err := c.sweepMachines(); err != nil {
+		c.log.Error("directories of machines could not be swept", "error", err)
+	}
 	if err := c.endStaleOperations(); err != nil {
 		return err
 	}

@@ -2,10 +2,13 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -152,4 +155,11 @@ func signalName(s string) string {
 		return "SIG" + s
 	}
 	return s
+}
+
+func signalOf(s syscall.Signal) string {
+	if s >= 34 && s <= 64 { // glibc's SIGRTMIN, signal(7)
+		return fmt.Sprintf("SIGRTMIN+%d", int(s)-34)
+	}
+	return unix.SignalName(s)
 }

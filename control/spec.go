@@ -1,0 +1,165 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/network"
+)
+
+// spec resolves everything that the engine needs, and the ports to attach.
+func (t *task) spec(ctx context.Context) (*engine.Spec, []network.Port, error) {
+	c, in := t.c, t.in
+	img, err := c.imageOf(ctx, in)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
+	if err != nil {
+		return nil, nil, err
+	}
+	root, err := d.Path(ctx, rootVolume(in.ID))
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &engine.Spec{
+		ID: in.ID, Name: in.Name, Project: in.Project, Epoch: in.Revision,
+		Hostname: cmp.Or(in.Spec.Hostname, in.Name), System: in.Status.System,
+		Root:    engine.Root{Dir: root, ReadOnly: in.Spec.Security.ReadOnlyRoot},
+		UIDBase: in.Status.UIDBase, IDCount: idsPerGuest,
+		Resources: resources(in), Sysctls: in.Spec.Sysctls, Ulimits: in.Spec.Ulimits,
+		ShmSize: in.Spec.ShmSize, Security: in.Spec.Security,
+	}
+	if !ownSystem(in) {
+		s.Image = engine.Image{Digest: img.Digest, EROFS: c.images.EROFS(img.Digest)}
+		if s.Proc, err = process(in, img.Config); err != nil {
+			return nil, nil, err
+		}
+	}
+	if s.Mounts, err = c.mounts(ctx, in); err != nil {
+		return nil, nil, err
+	}
+	ports, err := c.connect(in, s)
+	if err != nil || !isMachine(in) {
+		return s, ports, err
+	}
+	s.Root.Size = rootSize(in, img)
+	s.Machine, err = t.machine(ctx, s, img)
+	return s, ports, err
+}
+
+// resources are the limits with their defaults.
+func resources(in *api.Instance) api.Resources {
+	r := in.Spec.Resources
+	if r.PIDs == 0 {
+		r.PIDs = defaultPIDs
+		if in.Status.System {
+			r.PIDs = defaultSystemPIDs
+		}
+	}
+	if isMachine(in) {
+		r.Memory = memoryOf(in)
+	}
+	return r
+}
+
+// process combines the image's configuration and the user's wishes the way
+// Docker does (Dockerfile reference, "Understand how CMD and ENTRYPOINT
+// interact").
+func process(in *api.Instance, cfg api.ImageConfig) (engine.Process, error) {
+	entry, cmd := cfg.Entrypoint, cfg.Cmd
+	if in.Spec.Entrypoint != nil {
+		entry, cmd = in.Spec.Entrypoint, nil
+	}
+	if in.Spec.Command != nil {
+		cmd = in.Spec.Command
+	}
+	p := engine.Process{
+		Args:    slices.Concat(entry, cmd),
+		User:    cmp.Or(in.Spec.User, cfg.User),
+		WorkDir: cmp.Or(in.Spec.WorkDir, cfg.WorkDir, "/"),
+		TTY:     in.Spec.TTY || in.Status.System,
+		Stdin:   in.Spec.Stdin,
+	}
+	if len(p.Args) == 0 {
+		return p, api.Errorf(api.CodeInvalid, "image %s says nothing to run and no command was given", in.Spec.Image).
+			WithField("spec.command").WithHint("give one after --, like -- sh -c 'sleep infinity'")
+	}
+	if !path.IsAbs(p.WorkDir) {
+		p.WorkDir = "/" + p.WorkDir
+	}
+	env := map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME": cmp.Or(in.Spec.Hostname, in.Name), "container": "cleave"}
+	if in.Spec.TTY {
+		env["TERM"] = "xterm"
+	}
+	for _, kv := range cfg.Env {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			env[k] = v
+		}
+	}
+	maps.Copy(env, in.Spec.Env)
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		p.Env = append(p.Env, k+"="+env[k])
+	}
+	return p, nil
+}
+
+// mounts makes the instance's volumes reachable.
+func (c *Controller) mounts(ctx context.Context, in *api.Instance) ([]engine.Mount, error) {
+	var list []engine.Mount
+	for _, m := range in.Spec.Mounts {
+		em := engine.Mount{Source: m.HostPath, Target: m.Target, ReadOnly: m.ReadOnly}
+		if m.Volume != "" {
+			v, err := c.volumes.Get(in.Project, m.Volume)
+			if err != nil {
+				return nil, err
+			}
+			d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
+			if err != nil {
+				return nil, err
+			}
+			if em.Source, err = d.Path(ctx, namedVolume(v.ID)); err != nil {
+				return nil, err
+			}
+			em.Owned, em.Disk = true, v.Spec.Type == api.VolumeDisk
+			if em.Disk {
+				em.Size = volumeSize(v)
+			}
+		}
+		list = append(list, em)
+	}
+	// A mount below another one must come after it.
+	slices.SortStableFunc(list, func(a, b engine.Mount) int { return strings.Compare(a.Target, b.Target) })
+	return list, nil
+}
+
+// releaseVolumes says that the instance's guest uses them no more. A named
+// volume stays while another guest runs on it.
+func (c *Controller) releaseVolumes(ctx context.Context, in *api.Instance) error {
+	d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
+	if err != nil {
+		return err
+	}
+	if err := d.Release(ctx, rootVolume(in.ID)); err != nil {
+		return err
+	}
+	for _, m := range in.Spec.Mounts {
+		v, err := c.volumes.Get(in.Project, m.Volume)
+		if m.Volume == "" || err != nil || c.volumeLive(v, in.ID) {
+			continue
+		}
+		if d, err = c.driver(cmp.Or(v.Spec.Pool, defaultPool)); err != nil {
+			return err
+		}
+		if err := d.Release(ctx, namedVolume(v.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
