@@ -233,8 +233,12 @@ func (c *Client) open(ctx context.Context, r *request) (*conn, *reply, []*os.Fil
 	return nil, nil, nil, out.Error
 }
 
-// acquire takes a connection that waits, or makes one.
+// acquire takes a connection that waits, or makes one. What was given up
+// before is not begun: a guest would be started that nobody knows of.
 func (c *Client) acquire(ctx context.Context) (*conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, c.failed("request", err)
+	}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()

@@ -286,7 +286,7 @@ func TestKeeperLeaksNothingThroughManyLives(t *testing.T) {
 		t.Errorf("the keeper has %d descriptors, %d before", after, before)
 	}
 	// The holder is told, and not waited for.
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(hang)
 	for countFDs(t, k.holderPID()) > held+1 {
 		if time.Now().After(deadline) {
 			t.Fatalf("the holder has %d descriptors, %d before", countFDs(t, k.holderPID()), held)

@@ -92,10 +92,14 @@ func (k *testKeeper) ensure() {
 	}
 }
 
+// hang ends a test that waits for what never comes; it says nothing of how
+// fast a machine is.
+const hang = 2 * time.Minute
+
 // remove ends guests and keeper, and checks that both can be ended.
 func (k *testKeeper) remove() {
 	defer os.RemoveAll(k.dir)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	defer k.Client.Close()
 	exits, err := k.Exits(ctx)
@@ -275,7 +279,7 @@ func (k *testKeeper) start(r *StartRequest) Guest {
 // wait waits until a guest has ended.
 func (k *testKeeper) wait(id string) Guest {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	exits, err := k.Exits(ctx)
 	if err != nil {
@@ -332,7 +336,7 @@ func readStream(t testing.TB, dir, stream string, opts LogOptions) string {
 // follow waits until a guest's log satisfies enough.
 func (k *testKeeper) follow(id string, enough func(LogEntry) bool) {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	found := errors.New("found")
 	err := ReadLogs(ctx, filepath.Join(k.dir, id, "log"), LogOptions{Follow: true}, func(e LogEntry) error {

@@ -119,7 +119,7 @@ func TestKeeperSurvivesBadClients(t *testing.T) {
 		}
 		nc.Write([]byte(bytes))
 		nc.(*net.UnixConn).CloseWrite()
-		nc.SetReadDeadline(time.Now().Add(5 * time.Second))
+		nc.SetReadDeadline(time.Now().Add(hang))
 		if _, err := io.Copy(io.Discard, nc); err != nil && !gone(err) {
 			t.Errorf("%q: %v", bytes, err)
 		}
