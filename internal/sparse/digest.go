@@ -120,37 +120,41 @@ func Digest(ctx context.Context, f *os.File, progress func(done, total int64)) (
 }
 
 // Fill writes a stream to f, an empty file, with holes for its zeros, until
-// it ends or has become longer than limit, and returns size and digest.
-func Fill(ctx context.Context, f *os.File, r io.Reader, limit int64, progress func(done int64)) (size int64, digest string, err error) {
-	var h Hash
-	defer h.work.Wait()
+// it ends; a stream longer than limit is ErrTooLong. If h is not nil, it sums
+// up what is written.
+func Fill(ctx context.Context, f *os.File, r io.Reader, h *Hash, limit int64, progress func(done int64)) (size int64, err error) {
+	var own [ChunkSize]byte
+	if h != nil {
+		defer h.work.Wait()
+	}
 	for n := int64(0); ; n++ {
 		if err := ctx.Err(); err != nil {
-			return size, "", err
+			return size, err
 		}
-		b := h.Buffer()
+		b := own[:]
+		if h != nil {
+			b = h.Buffer()
+		}
 		got, err := io.ReadFull(r, b)
 		ended := err == io.EOF || err == io.ErrUnexpectedEOF
 		if err != nil && !ended {
-			return size, "", err
+			return size, err
+		}
+		if size+int64(got) > limit {
+			return size, ErrTooLong
 		}
 		if err := WriteAt(f, b[:got], size); err != nil {
-			return size, "", err
+			return size, err
 		}
 		size += int64(got)
-		if size > limit {
-			return size, "", ErrTooLong
+		if h != nil {
+			h.Add(n, b[:got])
 		}
-		h.Add(n, b[:got])
 		if progress != nil {
 			progress(size)
 		}
 		if ended {
-			break
+			return size, f.Truncate(size)
 		}
 	}
-	if err := f.Truncate(size); err != nil {
-		return size, "", err
-	}
-	return size, h.Sum(size), nil
 }
