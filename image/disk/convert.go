@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,9 +90,11 @@ func qemuImg(ctx context.Context, args []string, j job) error {
 	}
 	if j.progress != nil {
 		r, w := io.Pipe()
-		defer w.Close()
 		c.Output = w
-		go readProgress(r, j.progress)
+		var reader sync.WaitGroup
+		reader.Go(func() { readProgress(r, j.progress) })
+		defer reader.Wait()
+		defer w.Close()
 	}
 	err := cell.Run(ctx, c)
 	if errors.Is(err, exec.ErrNotFound) {
