@@ -81,6 +81,8 @@ const (
 type PowerOptions struct {
 	TimeoutSeconds *int `json:"timeoutSeconds,omitempty"` // until SIGKILL; the instance's own if nil
 	Force          bool `json:"force,omitempty"`          // don't ask the guest
+	Save           bool `json:"save,omitempty"`           // stop: keep the memory
+	Fresh          bool `json:"fresh,omitempty"`          // start: without saved memory
 }
 
 // Power performs an action.

@@ -76,6 +76,15 @@ func (c *Client) session(ctx context.Context, r request) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn, err := c.stream(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{conn: conn, detached: make(chan struct{})}, nil
+}
+
+// stream opens what a ticket is for.
+func (c *Client) stream(ctx context.Context, t *api.Ticket) (*websocket.Conn, error) {
 	u := c.base
 	u.Scheme = map[string]string{"http": "ws", "https": "wss"}[u.Scheme]
 	opts := &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: http.Header{}}
@@ -87,8 +96,8 @@ func (c *Client) session(ctx context.Context, r request) (*Session, error) {
 		}
 		return nil, c.unreachable(err)
 	}
-	conn.SetReadLimit(-1) // the reader below takes messages of any size piece by piece
-	return &Session{conn: conn, detached: make(chan struct{})}, nil
+	conn.SetReadLimit(-1) // readers take messages of any size piece by piece
+	return conn, nil
 }
 
 // Run copies the streams until the command ends and returns how it ended.

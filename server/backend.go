@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"net"
 
 	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
@@ -50,6 +51,10 @@ type GuestBackend interface {
 	Agent(ctx context.Context, project, name string) (*agent.Client, error)
 	// Console also tells whether the entry point has a terminal.
 	Console(ctx context.Context, project, name string, opts control.ConsoleOptions) (*control.Console, bool, error)
+	// VNC connects to a machine's screen; the caller closes it.
+	VNC(ctx context.Context, project, name string) (net.Conn, error)
+	// Screenshot returns a PNG.
+	Screenshot(ctx context.Context, project, name string) ([]byte, error)
 	Logs(ctx context.Context, project, name string, opts keeper.LogOptions, yield func(keeper.LogEntry) error) error
 }
 

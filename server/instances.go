@@ -62,6 +62,8 @@ type powerInstance struct {
 type powerOptions struct {
 	TimeoutSeconds *int `json:"timeoutSeconds,omitempty" minimum:"0" doc:"Between the stop signal and SIGKILL; the instance's own if left out"`
 	Force          bool `json:"force,omitempty" doc:"Don't ask the guest"`
+	Save           bool `json:"save,omitempty" doc:"Of a stop: keep the memory, for the next start to go on from"`
+	Fresh          bool `json:"fresh,omitempty" doc:"Of a start: without the memory that was saved"`
 }
 
 type deleteInstance struct {
@@ -142,7 +144,7 @@ func (s *Server) createInstance(ctx context.Context, in *createInstance) (*start
 		return nil, err
 	}
 	inst.Status = api.InstanceStatus{}
-	if err := hostPaths(ctx, inst.Spec.Mounts); err != nil {
+	if err := hostPaths(ctx, inst.Spec.Mounts, inst.Spec.Machine.ISO); err != nil {
 		return nil, err
 	}
 	op, err := s.backend.CreateInstance(ctx, inst, in.Start)
@@ -156,13 +158,16 @@ func (s *Server) patchInstance(ctx context.Context, in *patchInstance) (*started
 	}
 	var patch struct {
 		Spec struct {
-			Mounts []api.Mount `json:"mounts"`
+			Mounts  []api.Mount `json:"mounts"`
+			Machine struct {
+				ISO string `json:"iso"`
+			} `json:"machine"`
 		} `json:"spec"`
 	}
 	if err := json.Unmarshal(in.Body.raw, &patch); err != nil {
 		return nil, api.Errorf(api.CodeInvalid, "the patch can't be read: %w", err)
 	}
-	if err := hostPaths(ctx, patch.Spec.Mounts); err != nil {
+	if err := hostPaths(ctx, patch.Spec.Mounts, patch.Spec.Machine.ISO); err != nil {
 		return nil, err
 	}
 	op, err := s.backend.PatchInstance(ctx, p, in.Name, rev, in.Body.raw)
@@ -195,6 +200,7 @@ func (s *Server) power(ctx context.Context, in *powerInstance, action string) (*
 	req := control.PowerRequest{Action: action}
 	if in.Body != nil {
 		req.Force, req.TimeoutSeconds = in.Body.Force, in.Body.TimeoutSeconds
+		req.Save, req.Fresh = in.Body.Save, in.Body.Fresh
 	}
 	op, err := s.backend.PowerInstance(ctx, p, in.Name, req)
 	return s.started(ctx, in.Waiting, op, err)
@@ -213,8 +219,12 @@ func (s *Server) stale(err error, project, name string, revision int64) error {
 	return precondition(err, revision, func() (int64, error) { return revisionOf(s.backend.Instance(project, name)) })
 }
 
-// hostPaths lets nobody but root bring the host's directories into a guest.
-func hostPaths(ctx context.Context, mounts []api.Mount) error {
+// hostPaths lets nobody but root bring the host's directories and files into
+// a guest.
+func hostPaths(ctx context.Context, mounts []api.Mount, iso string) error {
+	if strings.HasPrefix(iso, "/") {
+		return needRoot(ctx, "spec.machine.iso", "inserting "+iso+" of the host")
+	}
 	for _, m := range mounts {
 		if m.HostPath != "" {
 			return needRoot(ctx, "spec.mounts", "mounting "+m.HostPath+" of the host")

@@ -25,6 +25,8 @@ POST /v1/instances/{name}/pause
 POST /v1/instances/{name}/resume
 POST /v1/instances/{name}/exec
 POST /v1/instances/{name}/console
+POST /v1/instances/{name}/vnc
+GET /v1/instances/{name}/screenshot
 GET /v1/streams/{ticket}
 GET PUT HEAD /v1/instances/{name}/files
 GET /v1/instances/{name}/logs

@@ -22,6 +22,7 @@ func (s *Server) routes() {
 	s.fileRoutes()
 	s.logRoutes()
 	s.streamRoutes()
+	s.screenRoutes()
 	s.imageRoutes()
 	s.poolRoutes()
 	s.volumeRoutes()

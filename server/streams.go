@@ -52,6 +52,10 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, tk ticket) 
 	conn.SetReadLimit(maxMessage)
 	ctx, cancel := untilStop(context.WithoutCancel(r.Context()))
 	defer cancel()
+	if tk.raw != nil {
+		s.serveRaw(ctx, conn, tk.raw)
+		return
+	}
 	begun, err := tk.begin(ctx)
 	if err != nil {
 		finish(ctx, conn, final{Error: problemOf(err).apiError()})

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"net"
 	"sync"
 	"time"
 
@@ -28,20 +29,31 @@ type tickets struct {
 type ticket struct {
 	kind    callerKind
 	expires time.Time
-	begin   func(ctx context.Context) (session, error)
+	// What it opens: a session, or bytes as they are.
+	begin func(ctx context.Context) (session, error)
+	raw   func(ctx context.Context) (net.Conn, error)
 }
 
 func newTickets() *tickets {
 	return &tickets{now: time.Now, open: map[[sha256.Size]byte]ticket{}}
 }
 
-// issue makes a ticket for what begin opens.
+// issue makes a ticket for the session that begin opens.
 func (t *tickets) issue(kind callerKind, begin func(ctx context.Context) (session, error)) (*api.Ticket, error) {
+	return t.add(ticket{kind: kind, begin: begin})
+}
+
+// issueRaw makes a ticket for a connection whose bytes are passed on.
+func (t *tickets) issueRaw(kind callerKind, raw func(ctx context.Context) (net.Conn, error)) (*api.Ticket, error) {
+	return t.add(ticket{kind: kind, raw: raw})
+}
+
+func (t *tickets) add(tk ticket) (*api.Ticket, error) {
 	var secret [32]byte
 	_, _ = rand.Read(secret[:]) // it never fails
 	text := base64.RawURLEncoding.EncodeToString(secret[:])
 	now := t.now()
-	tk := ticket{kind: kind, expires: now.Add(ticketLife), begin: begin}
+	tk.expires = now.Add(ticketLife)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
