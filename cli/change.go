@@ -81,24 +81,12 @@ func (a *app) setCmd() *cobra.Command {
 		ValidArgsFunction: a.completeSet(settings.Instance, instanceNames()),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		patch := settings.Patch{Table: settings.Instance}
 		for _, text := range args[1:] {
 			if k, _, _ := strings.Cut(text, "="); k == "power" {
 				return usagef("power is changed by start, stop, pause and resume")
 			}
-			if err := patch.Assign(text); err != nil {
-				return usageError{err}
-			}
 		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		op, err := a.one(cmd.Context(), func(ctx context.Context) (*api.Operation, error) { return c.PatchInstance(ctx, args[0], 0, &patch) })
-		if err == nil && op.Step != "" {
-			a.note("%s", op.Step)
-		}
-		return err
+		return a.change(cmd.Context(), args[0], args[1:]...)
 	}
 	return cmd
 }

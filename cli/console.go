@@ -37,9 +37,10 @@ The detach keys work where standard input is a terminal; the first of them, pres
 		if err != nil {
 			return err
 		}
-		stdin := (in.Spec.Stdin || in.Spec.TTY) && !noStdin
+		tty := in.Spec.TTY || in.Status.System
+		stdin := (in.Spec.Stdin || tty) && !noStdin
 		return a.watch(cmd.Context(), in, attachment{
-			tty: in.Spec.TTY, stdin: stdin, keys: keys,
+			tty: tty, stdin: stdin, keys: keys,
 			open: func(ctx context.Context) (*client.Session, error) {
 				return c.Console(ctx, in.Name, api.ConsoleRequest{Stdin: stdin, Replay: !noReplay})
 			},

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -85,7 +86,9 @@ func (a *app) launchCmd() *cobra.Command {
 Interrupting the command cancels the launch; nothing is left of it.`,
 		Example: `  cleave launch base web --publish 8080:80 -- httpd -f -p 80 -h /etc
   cleave launch debian:bookworm --cpus 2 --memory 1GiB --autostart -- sleep infinity
-  cleave launch db-image db -v data:/var/lib/db --restart always --wait`,
+  cleave launch db-image db -v data:/var/lib/db --restart always --wait
+  cleave launch base lab --kind vm --cpus 2 --memory 512MiB
+  cleave launch debian-12.qcow2 server --ssh-key ~/.ssh/id_ed25519.pub`,
 		ValidArgsFunction: a.complete(1, imageNames),
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "return only when it is healthy (without a health check: running)")
@@ -117,19 +120,48 @@ func (cr *creation) fromArgs(cmd *cobra.Command, args []string) (*api.Instance, 
 	return cr.instance(image, command)
 }
 
+// emptyFromArgs is fromArgs for a machine with an empty disk.
+func (cr *creation) emptyFromArgs(cmd *cobra.Command, args []string) (*api.Instance, error) {
+	switch {
+	case cmd.ArgsLenAtDash() >= 0:
+		return nil, usagef("there is nothing yet to run a command in")
+	case len(args) > 1:
+		return nil, usagef("with --empty there is no IMAGE: %q is too much", args[1])
+	case len(args) == 1 && cr.name != "" && cr.name != args[0]:
+		return nil, usagef("two names are given, %q and %q", args[0], cr.name)
+	case len(args) == 1:
+		cr.name = args[0]
+	}
+	in, err := cr.instance("", nil)
+	if err != nil {
+		return nil, err
+	}
+	in.Spec.Kind = cmp.Or(in.Spec.Kind, api.KindVM)
+	return in, nil
+}
+
 func (a *app) createCmd() *cobra.Command {
 	var cr creation
+	var empty bool
 	cmd := &cobra.Command{
-		Use:   "create IMAGE [NAME] [-- COMMAND...]",
+		Use:   "create IMAGE [NAME] [-- COMMAND...] | --empty [NAME]",
 		Short: "Create an instance without starting it",
-		Long:  `The image is pulled when this host does not have it. COMMAND replaces the image's own command. The name is printed.`,
+		Long: `The image is pulled when this host does not have it. COMMAND replaces the image's own command. The name is printed.
+
+With --empty there is no image but an empty disk in a virtual machine, for a system to be installed from the medium of --iso.`,
 		Example: `  cleave create base job --memory 256MiB -- sh /job.sh
-  cleave start job`,
+  cleave start job
+  cleave create --empty desk --disk 20GiB --memory 2GiB --iso installer.iso --boot uefi`,
 		ValidArgsFunction: a.complete(1, imageNames),
 	}
 	a.creationFlags(cmd, &cr)
+	cmd.Flags().BoolVar(&empty, "empty", false, "an empty disk in place of an image")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		in, err := cr.fromArgs(cmd, args)
+		from := cr.fromArgs
+		if empty {
+			from = cr.emptyFromArgs
+		}
+		in, err := from(cmd, args)
 		if err != nil {
 			return err
 		}

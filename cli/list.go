@@ -113,8 +113,10 @@ func stateOf(in api.Instance) string {
 	switch {
 	case s.Phase == api.PhaseRunning && s.Health != "" && s.Health != "healthy":
 		return string(s.Phase) + " (" + s.Health + ")"
-	case s.Phase == api.PhaseStopped && s.Exit != nil && s.Exit.Code != 0:
+	case s.Phase == api.PhaseStopped && !s.Saved && s.Exit != nil && s.Exit.Code != 0:
 		return string(s.Phase) + " (" + exitText(s.Exit) + ")"
+	case s.Phase == api.PhaseStopped && s.Saved:
+		return string(s.Phase) + " (saved)"
 	}
 	return string(s.Phase)
 }
@@ -123,6 +125,8 @@ func exitText(e *api.ExitStatus) string {
 	switch {
 	case e.OOMKilled:
 		return "out of memory"
+	case e.Reason == "panic", e.Reason == "crash":
+		return e.Reason
 	case e.Signal != "":
 		return e.Signal
 	case e.Code < 0:

@@ -18,17 +18,21 @@ type powerVerb struct {
 	long    string
 	wait    bool // takes --wait
 	stops   bool // takes --timeout and --force
+	save    bool // takes --save
+	fresh   bool // takes --fresh
 	offered []api.Phase
 }
 
 func (a *app) startCmd() *cobra.Command {
-	return a.powerCmd(powerVerb{action: client.Start, short: "Start instances", wait: true, offered: []api.Phase{api.PhaseStopped, api.PhaseFailed}})
+	return a.powerCmd(powerVerb{action: client.Start, short: "Start instances", wait: true, fresh: true, offered: []api.Phase{api.PhaseStopped, api.PhaseFailed}})
 }
 
 func (a *app) stopCmd() *cobra.Command {
 	return a.powerCmd(powerVerb{
-		action: client.Stop, short: "Stop instances", stops: true, offered: []api.Phase{api.PhaseRunning, api.PhasePaused, api.PhaseStarting},
-		long: "Each gets its stop signal, and SIGKILL when it has not ended after its stop timeout.",
+		action: client.Stop, short: "Stop instances", stops: true, save: true, offered: []api.Phase{api.PhaseRunning, api.PhasePaused, api.PhaseStarting},
+		long: `Each gets its stop signal, and SIGKILL when it has not ended after its stop timeout.
+
+With --save a virtual machine's memory is kept, and the next start goes on from there. One that can't be saved runs on.`,
 	})
 }
 
@@ -49,6 +53,8 @@ func (a *app) powerCmd(v powerVerb) *cobra.Command {
 		timeout timeSpan
 		force   bool
 		wait    bool
+		save    bool
+		fresh   bool
 	)
 	cmd := &cobra.Command{
 		Use:               string(v.action) + " NAME...",
@@ -62,6 +68,12 @@ func (a *app) powerCmd(v powerVerb) *cobra.Command {
 		fs.Var(&timeout, "timeout", "time between the stop signal and SIGKILL (default: the instance's own)")
 		fs.BoolVar(&force, "force", false, "don't ask the guest: SIGKILL")
 	}
+	if v.save {
+		fs.BoolVar(&save, "save", false, "keep the memory for the next start to go on from")
+	}
+	if v.fresh {
+		fs.BoolVar(&fresh, "fresh", false, "drop the memory that was saved")
+	}
 	if v.wait {
 		fs.BoolVar(&wait, "wait", false, "return only when it is healthy (without a health check: running)")
 	}
@@ -70,7 +82,7 @@ func (a *app) powerCmd(v powerVerb) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		o := client.PowerOptions{Force: force, TimeoutSeconds: timeout.seconds()}
+		o := client.PowerOptions{Force: force, TimeoutSeconds: timeout.seconds(), Save: save, Fresh: fresh}
 		return a.each(names, func(rep *progress.Reporter, name string) error {
 			_, err := a.perform(cmd.Context(), rep, func(ctx context.Context) (*api.Operation, error) { return c.Power(ctx, name, v.action, o) })
 			if err != nil || !wait {

@@ -92,6 +92,8 @@ func (a *app) entries(only string) []entry {
 		{"show", groupLook, a.showCmd},
 		{"logs", groupLook, a.logsCmd},
 		{"console", groupLook, a.consoleCmd},
+		{"vnc", groupLook, a.vncCmd},
+		{"screenshot", groupLook, a.screenshotCmd},
 		{"stats", groupLook, a.statsCmd},
 		{"top", groupLook, a.topCmd},
 		{"events", groupLook, a.eventsCmd},
@@ -101,6 +103,8 @@ func (a *app) entries(only string) []entry {
 		{"pause", groupChange, a.pauseCmd},
 		{"resume", groupChange, a.resumeCmd},
 		{"cp", groupChange, a.cpCmd},
+		{"insert", groupChange, a.insertCmd},
+		{"eject", groupChange, a.ejectCmd},
 		{"apply", groupStacks, a.applyCmd},
 		{"diff", groupStacks, a.diffCmd},
 		{"instance", groupNouns, a.instanceCmd},
@@ -149,7 +153,7 @@ func (a *app) instanceCmd() *cobra.Command {
 	return noun("instance", "Instances: the commands above, as NOUN VERB",
 		a.launchCmd(), a.runCmd(), a.createCmd(), a.listCmd(), a.showCmd(), a.setCmd(), a.deleteCmd(), a.renameCmd(),
 		a.startCmd(), a.stopCmd(), a.restartCmd(), a.pauseCmd(), a.resumeCmd(),
-		a.execCmd(), a.shellCmd(), a.consoleCmd(), a.logsCmd(), a.cpCmd(), a.statsCmd(), a.topCmd())
+		a.execCmd(), a.shellCmd(), a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.insertCmd(), a.ejectCmd(), a.logsCmd(), a.cpCmd(), a.statsCmd(), a.topCmd())
 }
 
 // helpOrUnknown is what a command with subcommands does itself.

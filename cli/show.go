@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -51,6 +52,7 @@ func (a *app) describeInstance(s *output.Sections, in *api.Instance) {
 	s.Pair("Created", a.ago(&in.Created))
 	s.Each("Labels", pairs(in.Labels))
 	a.describeLife(s, in)
+	describeMachine(s, in)
 	describeNetwork(s, in)
 	describeStorage(s, in)
 	describeLimits(s, &in.Spec.Resources)
@@ -80,6 +82,26 @@ func (a *app) describeLife(s *output.Sections, in *api.Instance) {
 	}
 	for _, l := range st.Lost {
 		s.Styled("Lost in a crash", l, output.Busy)
+	}
+}
+
+// describeMachine shows what only guests with a kernel of their own have.
+func describeMachine(s *output.Sections, in *api.Instance) {
+	m, st := &in.Spec.Machine, &in.Status
+	s.Head("Machine")
+	s.Pair("Kernel", cmp.Or(st.Kernel, m.Kernel))
+	s.Pair("Firmware", m.Firmware)
+	s.Pair("Secure Boot", yes(m.SecureBoot))
+	s.Pair("TPM", yes(m.TPM))
+	s.Pair("Architecture", m.Arch)
+	s.Pair("Accelerator", cmp.Or(st.Accel, m.Accel))
+	s.Pair("Agent", st.Agent)
+	s.Pair("Medium", m.ISO)
+	s.Pair("Boot order", strings.Join(m.BootOrder, ", "))
+	s.Pair("Reboots", nonzero(st.Reboots))
+	s.Pair("Memory saved", yes(st.Saved))
+	if m.CloudInit != nil {
+		s.Pair("cloud-init", fmt.Sprintf("%d keys, %d bytes of user data", len(m.CloudInit.SSHKeys), len(m.CloudInit.UserData)))
 	}
 }
 

@@ -70,6 +70,7 @@ func InstanceFlags(fs *pflag.FlagSet, p *Patch) {
 		return p.Add(s, "")
 	})
 	off.NoOptDefVal = "true"
+	machineFlags(fs, p)
 }
 
 // funcValue is a flag that calls a function.

@@ -13,7 +13,8 @@ var Pool = Table{
 // Volume is the table of volumes.
 var Volume = Table{
 	{Key: "pool", Flag: "pool", Value: "POOL", Path: "spec.pool", parse: text, Doc: "pool it lives in (default \"default\")"},
-	{Key: "size", Flag: "size", Value: "SIZE", Path: "spec.size", parse: size, Doc: "how much it may hold (default unlimited)"},
+	{Key: "type", Flag: "type", Value: "TYPE", Path: "spec.type", parse: text, Choices: []string{"tree", "disk"}, Doc: "files for containers, or a disk for machines (default tree)"},
+	{Key: "size", Flag: "size", Value: "SIZE", Path: "spec.size", parse: size, Doc: "how much it may hold (default unlimited, 10GiB of a disk)"},
 	labels,
 }
 

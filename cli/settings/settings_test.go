@@ -130,6 +130,8 @@ func sample(s *Setting) string {
 		return "nofile=5"
 	case "NAME=VALUE":
 		return "a=b"
+	case "FILE|KEY":
+		return "ssh-ed25519 AAAA me"
 	}
 	return "5"
 }

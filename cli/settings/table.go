@@ -14,10 +14,11 @@ const (
 	Net       Section = "Network"
 	Health    Section = "Health check"
 	Isolation Section = "Isolation"
+	Hardware  Section = "Machine"
 )
 
 // Sections lists them all.
-var Sections = []Section{Process, Life, Limits, Storage, Net, Health, Isolation}
+var Sections = []Section{Process, Life, Limits, Storage, Net, Health, Isolation, Hardware}
 
 // Setting is one thing that can be said about a resource.
 type Setting struct {
@@ -135,6 +136,31 @@ var Instance = Table{
 	{Key: "cap.drop", Flag: "cap-drop", Value: "CAP", Section: Isolation, Path: "spec.security.dropCapabilities", parse: capability, shape: list, Doc: "take a capability away, or ALL"},
 	{Key: "no-new-privileges", Flag: "no-new-privileges", Section: Isolation, Path: "spec.security.noNewPrivileges", parse: boolean, Doc: "set-user-ID programs have no effect"},
 	{Key: "read-only", Flag: "read-only", Section: Isolation, Path: "spec.security.readOnlyRoot", parse: boolean, Doc: "root file system can't be written"},
-	{Key: "sysctls", Aliases: []string{"sysctl"}, Flag: "sysctl", Value: "NAME=VALUE", Section: Isolation, Path: "spec.sysctls", parse: text, shape: table, Doc: "kernel parameter of the guest's own namespaces"},
+	{Key: "sysctls", Aliases: []string{"sysctl"}, Flag: "sysctl", Value: "NAME=VALUE", Section: Isolation, Path: "spec.sysctls", parse: text, shape: table, Doc: "kernel parameter of the guest's own namespaces; any of a machine"},
 	{Key: "ulimits", Aliases: []string{"ulimit"}, Flag: "ulimit", Value: "NAME=SOFT[:HARD]", Section: Isolation, Path: "spec.ulimits", parse: ulimit, shape: table, Doc: "resource limit, like nofile=1024:4096"},
+
+	{
+		Key: "arch", Flag: "arch", Value: "ARCH", Section: Hardware, Path: "spec.machine.arch", parse: text,
+		Choices: []string{"amd64", "arm64", "riscv64"}, Doc: "architecture of the guest (default: the host's)",
+	},
+	{Key: "kernel", Flag: "kernel", Value: "KERNEL", Section: Hardware, Path: "spec.machine.kernel", parse: text, Doc: "kernel of the host that boots the image (default: its kind's)"},
+	{
+		Key: "firmware", Aliases: []string{"boot"}, Value: "FIRMWARE", Section: Hardware, Path: "spec.machine.firmware", parse: text,
+		Choices: []string{"bios", "uefi"}, Doc: "firmware that boots a disk",
+	},
+	{Key: "boot-order", Flag: "boot-order", Value: "DEVICE", Section: Hardware, Path: "spec.machine.bootOrder", parse: devices, shape: list, Doc: "what is tried, of disk, cdrom and network, separated by commas (default disk,cdrom)"},
+	{Key: "secure-boot", Flag: "secure-boot", Section: Hardware, Path: "spec.machine.secureBoot", parse: boolean, Doc: "UEFI that starts only what the makers signed"},
+	{Key: "tpm", Flag: "tpm", Section: Hardware, Path: "spec.machine.tpm", parse: boolean, Doc: "virtual TPM 2.0"},
+	{Key: "iso", Flag: "iso", Value: "IMAGE|FILE", Section: Hardware, Path: "spec.machine.iso", parse: medium, Doc: "medium in the CD drive: an imported one, or a file of the host"},
+	{
+		Key: "accel", Flag: "accel", Value: "ACCEL", Section: Hardware, Path: "spec.machine.accel", parse: text,
+		Choices: []string{"kvm", "tcg"}, Doc: "how instructions are executed (default: the faster one that works)",
+	},
+	{Key: "cloud-init.user-data", Value: "TEXT", Section: Hardware, Path: "spec.machine.cloudInit.userData", parse: text, Doc: "user data for cloud-init in a disk image"},
+	{
+		Key: "cloud-init.ssh-keys", Aliases: []string{"ssh-key", "ssh-keys"}, Flag: "ssh-key", Value: "FILE|KEY", Section: Hardware, Path: "spec.machine.cloudInit.sshKeys", parse: sshKeys, shape: list,
+		Doc: "public key for the default user of a disk image, by cloud-init",
+	},
+	{Key: "cloud-init.network-config", Value: "TEXT", Section: Hardware, Path: "spec.machine.cloudInit.networkConfig", parse: text, Doc: "network configuration for cloud-init (default: made from the ports)"},
+	{Key: "cloud-init.no-agent", Flag: "no-agent", Section: Hardware, Path: "spec.machine.cloudInit.noAgent", parse: boolean, Doc: "have cloud-init not install the agent"},
 }
