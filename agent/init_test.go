@@ -15,6 +15,7 @@ import (
 
 	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/agent/guest"
+	"github.com/cleave-project/cleave/agent/wire"
 	"github.com/cleave-project/cleave/api"
 )
 
@@ -245,7 +246,7 @@ func TestInitInAUserNamespace(t *testing.T) {
 func TestPingTellsOfTheAgent(t *testing.T) {
 	g := startInit(t, guest.Process{Args: []string{"sleep", "1000"}}, nil)
 	info, err := g.dial(t).Ping(t.Context())
-	if err != nil || info.PID != 1 || info.Version != 1 || info.Uptime < 0 {
+	if err != nil || info.PID != 1 || info.Version != wire.Version || info.Uptime < 0 {
 		t.Errorf("got %+v, %v", info, err)
 	}
 }

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
-	case "init":
+	case "init", "machine":
 		os.Exit(runInit())
 	}
 	os.Exit(m.Run())
@@ -61,14 +61,27 @@ func runInit() int {
 	var p guest.Process
 	must(json.Unmarshal([]byte(os.Getenv(procVar)), &p))
 	report := os.NewFile(4, "report")
-	return guest.Init(p, inheritedListener(), func(err error) {
+	started := func(err error) {
 		if err != nil {
 			must(json.NewEncoder(report).Encode(api.AsError(err)))
 		} else {
 			io.WriteString(report, "null\n")
 		}
 		report.Close()
-	})
+	}
+	if os.Getenv(modeVar) == "init" {
+		return guest.Init(p, inheritedListener(), started)
+	}
+	m := guest.Machine{Process: p, Stdin: true, Stdout: os.Stdout, Stderr: os.Stderr}
+	if p.TTY {
+		m.Terminal = struct {
+			io.Reader
+			io.Writer
+		}{os.Stdin, os.Stdout}
+	}
+	st := guest.InitMachine(m, inheritedListener(), started)
+	fmt.Printf("[%d %s %s]", st.Code, st.Signal, st.Reason)
+	return st.Code
 }
 
 func must(err error) {
@@ -100,6 +113,15 @@ func startInit(t testing.TB, p guest.Process, change func(*exec.Cmd)) *guestProc
 	return startGuest(t, "init", p, change)
 }
 
+// startMachine is startInit for a machine's.
+func startMachine(t testing.TB, p guest.Process, change func(*exec.Cmd)) *guestProcess {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making PID and mount namespaces needs root")
+	}
+	return startGuest(t, "machine", p, change)
+}
+
 func startGuest(t testing.TB, mode string, p guest.Process, change func(*exec.Cmd)) *guestProcess {
 	t.Helper()
 	g := &guestProcess{addr: filepath.Join(t.TempDir(), "agent.sock"), stdout: new(bytes.Buffer), waited: make(chan error, 1)}
@@ -128,7 +150,7 @@ func startGuest(t testing.TB, mode string, p guest.Process, change func(*exec.Cm
 	g.cmd.ExtraFiles = []*os.File{lf, reportW}
 	g.cmd.Stdout, g.cmd.Stderr = g.stdout, os.Stderr
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if mode == "init" {
+	if mode != "serve" {
 		g.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS
 	}
 	if change != nil {
@@ -143,7 +165,7 @@ func startGuest(t testing.TB, mode string, p guest.Process, change func(*exec.Cm
 		g.cmd.Process.Kill()
 		g.exit(t)
 	})
-	if mode == "init" {
+	if mode != "serve" {
 		if err := json.NewDecoder(report).Decode(&g.start); err != nil {
 			t.Fatalf("the guest's init said nothing: %v", err)
 		}

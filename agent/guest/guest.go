@@ -16,13 +16,9 @@
 package guest
 
 import (
-	"log/slog"
 	"math"
 	"net"
-	"os"
 	"runtime/debug"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,13 +47,9 @@ func Serve(l net.Listener) error {
 	if err := prepareSelf(); err != nil {
 		return err
 	}
-	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		name, _, _ := strings.Cut(kv, "=")
-		return slices.Contains(runtimeEnv, name)
-	})
 	r := newReaper(false)
 	defer r.close()
-	return newServer(Process{Env: env}, r).serve(l)
+	return newServer(Process{Env: ownEnv()}, r).serve(l)
 }
 
 // runtimeEnv is what Go's runtime listens to (package runtime).
@@ -85,11 +77,9 @@ func Init(p Process, l net.Listener, started func(error)) (exitCode int) {
 		return startCode(err)
 	}
 	if l != nil {
-		go func() {
-			if err := newServer(p, r).serve(l); err != nil {
-				slog.Error("agent: serving ended", "error", err)
-			}
-		}()
+		s := newServer(p, r)
+		s.entry = &entryPoint{child: main}
+		go serveFirst(s, l)
 	}
 	forward(signals, main)
 	return main.exitCode()

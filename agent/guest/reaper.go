@@ -17,7 +17,8 @@ import (
 // In a process that is not PID 1 only its own children are waited for, each
 // by its id: others may use os/exec beside it.
 type reaper struct {
-	orphans bool // reap all, as PID 1 must
+	orphans bool     // reap all, as PID 1 must
+	cgroup  *os.File // that what is started goes to; nil for ours
 
 	// mu is held while a process is started, so that it can't be reaped
 	// before it is known, and while one is signalled, so that its id can't
@@ -66,6 +67,9 @@ func (r *reaper) close() {
 func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(r.cgroup.Fd())
+	}
 	// If exec fails, ForkExec itself waits for the process, before we unlock.
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {

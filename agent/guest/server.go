@@ -23,6 +23,10 @@ type server struct {
 	base    Process // what commands inherit
 	reaper  *reaper
 	started time.Time
+	// entry is the guest's entry point, nil beside an init of its own.
+	entry *entryPoint
+	// powerOff shuts the guest down, nil if it can't be.
+	powerOff func(reboot bool) error
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -193,6 +197,20 @@ func (s *server) answer(q *request) {
 		put(q)
 	case q.Op == wire.OpGet && len(q.data) == 1:
 		get(q)
+	case q.Op == wire.OpStarted: // or the agent wouldn't answer
+		q.done(nil)
+	case q.Op == wire.OpSignal:
+		q.done(s.signal(q))
+	case q.Op == wire.OpResize && q.Size != nil:
+		q.done(s.resize(*q.Size))
+	case q.Op == wire.OpInput && len(q.data) == 1:
+		s.input(q)
+	case q.Op == wire.OpMetrics:
+		q.reply(wire.Reply{Metrics: fare()})
+	case q.Op == wire.OpPower:
+		q.done(s.power(q.Reboot))
+	case q.Op == wire.OpClock:
+		q.done(setClock(q))
 	default:
 		q.fail(api.Errorf(api.CodeUnsupported, "the guest's agent doesn't know the request %q", q.Op).
 			WithHint("restart the instance to give it this host's agent"))
@@ -217,6 +235,15 @@ func (q *request) reply(r wire.Reply) {
 
 func (q *request) fail(err error) {
 	q.reply(wire.Reply{Error: api.AsError(err)})
+}
+
+// done acknowledges a request, or says why it can't be done.
+func (q *request) done(err error) {
+	if err != nil {
+		q.fail(err)
+		return
+	}
+	q.reply(wire.Reply{Done: true})
 }
 
 // release wakes whoever waits on one of the streams, and fails what they do

@@ -17,7 +17,7 @@ import (
 // Version is the newest version of the protocol that this code speaks, and
 // Oldest the oldest. A session speaks the lower of both sides' newest.
 const (
-	Version = 1
+	Version = 2
 	Oldest  = 1
 )
 

@@ -22,6 +22,16 @@
 //	put      1: a tar stream to the guest       Done
 //	get      1: a tar stream from the guest     Started, Done
 //
+// Since version 2, of the guest and its entry point as a whole:
+//
+//	started  -                                  Done
+//	signal   -                                  Done
+//	resize   -                                  Done
+//	input    1: its standard input              Started, StdinClosed, Done
+//	metrics  -                                  Metrics
+//	power    -                                  Done
+//	clock    -                                  Done
+//
 // Done comes after the guest has ended its data streams: whoever has it has
 // all data. An Error may come in place of any reply and is the last one. When
 // the host ends its side of the control stream before the last reply it has
@@ -33,6 +43,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -52,6 +63,14 @@ const (
 	OpExec = "exec"
 	OpPut  = "put"
 	OpGet  = "get"
+
+	OpStarted = "started"
+	OpSignal  = "signal"
+	OpResize  = "resize"
+	OpInput   = "input"
+	OpMetrics = "metrics"
+	OpPower   = "power"
+	OpClock   = "clock"
 )
 
 // Request is the first message of the host on a control stream.
@@ -60,6 +79,10 @@ type Request struct {
 	Streams int              `json:"streams,omitempty"` // data streams that follow
 	Path    string           `json:"path,omitempty"`    // stat, put, get
 	Exec    *api.ExecRequest `json:"exec,omitempty"`
+	Signal  string           `json:"signal,omitempty"`
+	Size    *Size            `json:"size,omitempty"`   // resize
+	Reboot  bool             `json:"reboot,omitempty"` // power
+	Time    time.Time        `json:"time,omitzero"`    // clock
 }
 
 // MaxStreams is how many data streams a request may have.
@@ -85,7 +108,18 @@ type Reply struct {
 	Started     bool          `json:"started,omitempty"`
 	Exit        *Exit         `json:"exit,omitempty"`
 	StdinClosed bool          `json:"stdinClosed,omitempty"` // nobody reads it any more
+	Metrics     *Metrics      `json:"metrics,omitempty"`
 	Done        bool          `json:"done,omitempty"`
+}
+
+// Metrics are what only the guest knows; sizes in bytes.
+type Metrics struct {
+	MemoryTotal     uint64  `json:"memoryTotal"`
+	MemoryAvailable uint64  `json:"memoryAvailable"`
+	Tasks           int     `json:"tasks"` // processes and threads, without the kernel's
+	Load            float64 `json:"load"`  // of one minute
+	DiskSize        uint64  `json:"diskSize"`
+	DiskUsed        uint64  `json:"diskUsed"` // of the root
 }
 
 // Info answers a ping.
