@@ -181,7 +181,7 @@ func (s *Store) warnDropped(digest string, dropped []string) {
 	}
 }
 
-// record writes an image's record and names; the caller holds its root.
+// record makes an image's record; the caller holds its root.
 func (s *Store) record(img *manifest.Image, root string, from source) (*api.Image, error) {
 	config := imageConfig(img.Config.Config)
 	tree, err := openRoot(s.rootPath(root))
@@ -201,22 +201,29 @@ func (s *Store) record(img *manifest.Image, root string, from source) (*api.Imag
 			Platform: img.Platform,
 			Source:   from.from,
 			System:   isSystem(config, tree.follow),
+			Type:     "root",
 			Config:   config,
 		},
 		Root:   root,
 		Config: img.RawConfig,
 	}
+	return s.keep(rec, from.names...)
+}
+
+// keep writes a record and its names; the caller holds its root or disk.
+func (s *Store) keep(rec *record, names ...string) (*api.Image, error) {
+	digest := rec.Image.Digest
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old := s.images[img.Digest]; old != nil {
+	if old := s.images[digest]; old != nil {
 		rec = old // it came in by another name
 	} else {
-		if err := s.writeJSON(s.recordPath(img.Digest), rec); err != nil {
+		if err := s.writeJSON(s.recordPath(digest), rec); err != nil {
 			return nil, within("record image", err)
 		}
-		s.images[img.Digest] = rec
+		s.images[digest] = rec
 	}
-	if err := s.setNames(img.Digest, from.names...); err != nil {
+	if err := s.setNames(digest, names...); err != nil {
 		return nil, err
 	}
 	return s.view(rec), nil

@@ -58,23 +58,23 @@ func (s *Store) count(digest string) (n int) {
 	return n
 }
 
-// remove deletes an image's record, then its root if no other image has it.
-// Guests that run on it keep it open.
+// remove deletes an image's record, then its root or disk if no other image
+// has it. Guests that run on it keep it open.
 func (s *Store) remove(digest string) (api.Bytes, error) {
 	rec := s.images[digest]
 	if err := os.Remove(s.recordPath(digest)); err != nil && !os.IsNotExist(err) {
 		return 0, within("delete image "+digest, err)
 	}
 	delete(s.images, digest)
-	if s.held[rec.Root] > 0 {
+	name, path := s.content(rec)
+	if s.held[name] > 0 {
 		return 0, nil
 	}
 	for _, other := range s.images {
-		if other.Root == rec.Root {
+		if same, _ := s.content(other); same == name {
 			return 0, nil
 		}
 	}
-	path := s.rootPath(rec.Root)
 	size := diskSize(path)
 	if err := os.Remove(path); err != nil {
 		return 0, within("delete image "+digest, err)
@@ -98,10 +98,10 @@ func (s *Store) Collect(_ context.Context, inUse map[string]bool) (freed api.Byt
 		freed += n
 		digests = append(digests, digest)
 	}
-	n, err := s.sweepRoots()
+	n, err := s.sweep()
 	freed += n
 	if err != nil {
-		return freed, digests, within("remove unused roots", err)
+		return freed, digests, within("remove unused files", err)
 	}
 	n, err = s.blobs.collect()
 	return freed + n, digests, err

@@ -27,7 +27,8 @@ import (
 // Export writes an image as an archive: "oci", an OCI layout in a tar file
 // whose one layer is made from the merged tree, or "tar", the tree itself.
 // The digest of what "oci" writes is not that of the image it came from:
-// the layers aren't kept.
+// the layers aren't kept. Disks are written in one of disk.ExportFormats,
+// media as raw. An empty format is the first that fits.
 func (s *Store) Export(ctx context.Context, ref, format string, w io.Writer) error {
 	ctx, end, err := s.began(ctx)
 	if err != nil {
@@ -42,6 +43,15 @@ func (s *Store) Export(ctx context.Context, ref, format string, w io.Writer) err
 	}
 	rec := s.images[digest]
 	view := s.view(rec)
+	if rec.Disk != "" {
+		f, err := os.Open(s.diskPath(rec.Disk))
+		s.mu.RUnlock()
+		if err != nil {
+			return within("export image "+ref, err)
+		}
+		defer f.Close()
+		return within("export image "+ref, s.exportDisk(ctx, f, view, format, w))
+	}
 	// Open before the lock is given up: a file that is deleted stays readable.
 	root, err := openRoot(s.rootPath(rec.Root))
 	s.mu.RUnlock()
@@ -55,7 +65,7 @@ func (s *Store) Export(ctx context.Context, ref, format string, w io.Writer) err
 	case "oci", "":
 		err = s.exportOCI(ctx, root, rec, view, w)
 	default:
-		err = api.Errorf(api.CodeInvalid, "%.20q is no format", format).WithField("format").WithHint("choose oci or tar")
+		err = api.Errorf(api.CodeInvalid, "%.20q is no format", format).WithField("format").WithHint("choose oci or tar: it is a root file system, and no disk")
 	}
 	if err != nil {
 		return within("export image "+ref, err)

@@ -1,11 +1,13 @@
 // Package image brings images to this host and keeps them: from registries,
 // archives, file trees and bootstrap tools, each merged into one read-only
-// EROFS file, addressed by the digest of its manifest.
+// EROFS file, addressed by the digest of its manifest; and disks and media of
+// systems of their own (package disk), each a raw file with holes.
 //
 // The store is a directory with one owner:
 //
 //	roots/HEX.erofs   merged file trees, named after the layers they are made of
-//	images/HEX.json   one record per image: configuration, and which root
+//	disks/HEX.raw     disks and media, named after their content
+//	images/HEX.json   one record per image: configuration, and which root or disk
 //	names.json        what each name points to
 //	blobs/HEX         verified layers of pulls that haven't succeeded yet
 //	tmp/              work in progress; emptied by Open
@@ -45,10 +47,14 @@ type Options struct {
 	Busybox      string    // static busybox for the built-in base image; empty: no base
 	DockerConfig string    // Docker's config.json or its directory; empty: as Docker finds it
 	MaxUnpacked  api.Bytes // of one image; 64 GiB if zero
+	MaxDisk      api.Bytes // that the guest sees; 2 TiB if zero
 	Log          *slog.Logger
 }
 
-const defaultMaxUnpacked = 64 * api.GiB
+const (
+	defaultMaxUnpacked = 64 * api.GiB
+	defaultMaxDisk     = 2048 * api.GiB
+)
 
 // Store is the images of this host.
 type Store struct {
@@ -63,13 +69,13 @@ type Store struct {
 	closed  sync.Once
 	work    sync.WaitGroup
 	flights flights
-	making  keyed // roots being made, by name
+	making  keyed // roots and disks being made, by name
 	baseErr error // why there is no base image
 
 	mu     sync.RWMutex // guards what follows, and the files it mirrors
 	images map[string]*record
 	names  map[string]string // complete name to digest
-	held   map[string]int    // roots that a pull counts on, beside those of records
+	held   map[string]int    // roots and disks that work counts on, beside those of records
 }
 
 // Open opens the store, removes what a crash left half done, and makes the
@@ -80,6 +86,9 @@ func Open(opts Options) (*Store, error) {
 	}
 	if opts.MaxUnpacked == 0 {
 		opts.MaxUnpacked = defaultMaxUnpacked
+	}
+	if opts.MaxDisk == 0 {
+		opts.MaxDisk = defaultMaxDisk
 	}
 	s := &Store{
 		opts:   opts,
@@ -114,7 +123,7 @@ func (s *Store) open() error {
 	if err := os.RemoveAll(s.dir(dirTmp)); err != nil {
 		return err
 	}
-	for _, d := range []string{dirRoots, dirImages, dirBlobs, dirTmp} {
+	for _, d := range []string{dirRoots, dirDisks, dirImages, dirBlobs, dirTmp} {
 		if err := os.MkdirAll(s.dir(d), 0o700); err != nil {
 			return err
 		}
@@ -152,10 +161,27 @@ func (s *Store) EROFS(digest string) string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	rec := s.images[digest]
-	if rec == nil {
+	if rec == nil || rec.Disk != "" {
 		return ""
 	}
-	path, err := filepath.Abs(s.rootPath(rec.Root))
+	return s.absolute(rec)
+}
+
+// Disk is the path of the raw file of an image of type disk or iso; empty if
+// there is no such image.
+func (s *Store) Disk(digest string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	rec := s.images[digest]
+	if rec == nil || rec.Disk == "" {
+		return ""
+	}
+	return s.absolute(rec)
+}
+
+func (s *Store) absolute(rec *record) string {
+	_, path := s.content(rec)
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return ""
 	}

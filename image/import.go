@@ -1,6 +1,8 @@
 package image
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/image/compress"
+	"github.com/cleave-project/cleave/image/disk"
 	"github.com/cleave-project/cleave/image/erofs"
 	"github.com/cleave-project/cleave/image/manifest"
 	"github.com/cleave-project/cleave/image/rootfs"
@@ -21,7 +24,8 @@ import (
 // Import brings an image from an archive: an OCI layout or what docker save
 // writes, or the tar file of a root file system; each plain or compressed
 // with gzip, xz or zstd. Which it is, its content tells. A root file system
-// needs a name; from an archive of several images the name chooses one.
+// needs a name; from an archive of several images the name chooses one. A
+// disk is imported as by ImportDisk.
 func (s *Store) Import(ctx context.Context, r io.Reader, name, platform string, p Progress) (*api.Image, error) {
 	want, err := manifest.ParsePlatform(platform)
 	if err != nil {
@@ -38,11 +42,57 @@ func (s *Store) Import(ctx context.Context, r io.Reader, name, platform string, 
 		return nil, err
 	}
 	defer end()
+	if diskIn(&r) {
+		img, err := s.importDisk(ctx, r, name, "", p)
+		return img, within("import image", err)
+	}
 	img, err := s.importStream(ctx, r, complete, want, p)
 	if err != nil {
 		return nil, within("import image", err)
 	}
 	return img, nil
+}
+
+// peekPacked is how much of a compressed stream is read to see what is in it:
+// more than what each format compresses as a unit.
+const peekPacked = 512 << 10
+
+// diskIn looks whether the stream is a disk, perhaps compressed. What it has
+// read is put back into r.
+func diskIn(r *io.Reader) (is bool) {
+	if f, ok := (*r).(*os.File); ok {
+		head := make([]byte, disk.HeadSize)
+		if n, _ := f.ReadAt(head, 0); disk.Detect(head[:n]) != "" {
+			return true
+		}
+	}
+	b := bufio.NewReaderSize(*r, peekPacked)
+	*r = b
+	// What can't be read or unpacked, its importer will explain.
+	head, _ := b.Peek(disk.HeadSize)
+	if disk.Detect(head) != "" {
+		return true
+	}
+	if !isPacked(head) {
+		return false
+	}
+	head, _ = b.Peek(peekPacked)
+	plain, _, err := compress.NewReader(bytes.NewReader(head))
+	if err != nil {
+		return false
+	}
+	defer plain.Close()
+	inner := make([]byte, disk.HeadSize)
+	n, _ := io.ReadFull(plain, inner)
+	return disk.Detect(inner[:n]) != ""
+}
+
+func isPacked(head []byte) bool {
+	plain, format, err := compress.NewReader(bytes.NewReader(head))
+	if err == nil {
+		plain.Close()
+	}
+	return err != nil || format != compress.None
 }
 
 // importStream unpacks the stream as what a root file system would become.

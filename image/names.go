@@ -87,7 +87,7 @@ func (s *Store) noBase() error {
 
 // view is a record as others see it; the caller holds s.mu.
 func (s *Store) view(rec *record) *api.Image {
-	img := rec.Image
+	img := rec.api()
 	img.Names = []string{}
 	for name, digest := range s.names {
 		if digest == img.Digest {
@@ -95,8 +95,16 @@ func (s *Store) view(rec *record) *api.Image {
 		}
 	}
 	slices.Sort(img.Names)
-	img.Config = cloneConfig(img.Config)
 	return &img
+}
+
+// api is the record without names, as a copy. Records of before there were
+// disks don't say their type.
+func (rec *record) api() api.Image {
+	img := rec.Image
+	img.Type = cmp.Or(img.Type, "root")
+	img.Config = cloneConfig(img.Config)
+	return img
 }
 
 func cloneConfig(c api.ImageConfig) api.ImageConfig {
@@ -124,10 +132,9 @@ func (s *Store) List(context.Context) ([]api.Image, error) {
 	}
 	list := make([]api.Image, 0, len(s.images))
 	for digest, rec := range s.images {
-		img := rec.Image
+		img := rec.api()
 		img.Names = append([]string{}, names[digest]...)
 		slices.Sort(img.Names)
-		img.Config = cloneConfig(img.Config)
 		list = append(list, img)
 	}
 	slices.SortFunc(list, func(a, b api.Image) int {

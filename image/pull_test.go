@@ -192,7 +192,7 @@ func TestPullTakesOverTheConfiguration(t *testing.T) {
 	img := pull(t, s, p.ref)
 	want := api.Image{
 		Digest: p.digest, Names: []string{p.ref}, Size: img.Size, Created: img.Created, Platform: "linux/" + runtime.GOARCH,
-		Source: p.ref, System: true,
+		Source: p.ref, System: true, Type: "root",
 		Config: api.ImageConfig{
 			Entrypoint: []string{"/lib/systemd/systemd"}, Cmd: []string{"--x"}, Env: []string{"A=1"}, User: "app:app", WorkDir: "/srv",
 			StopSignal: "SIGRTMIN+3", Volumes: []string{"/data"}, ExposedPorts: []string{"53/udp", "80/tcp"}, Labels: map[string]string{"l": "v"},

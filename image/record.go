@@ -15,13 +15,16 @@ import (
 type record struct {
 	Image api.Image `json:"image"` // without Names: those are in names.json
 	// Root names the EROFS file; images of the same layers share it.
-	Root string `json:"root"`
+	Root string `json:"root,omitempty"`
+	// Disk names the raw file of a disk or medium, which has no root.
+	Disk string `json:"disk,omitempty"`
 	// Config is the image's own configuration document.
 	Config json.RawMessage `json:"config"`
 }
 
 const (
 	dirRoots  = "roots"
+	dirDisks  = "disks"
 	dirImages = "images"
 	dirBlobs  = "blobs"
 	dirTmp    = "tmp"
@@ -33,6 +36,18 @@ func (s *Store) dir(name string) string { return filepath.Join(s.opts.Dir, name)
 
 func (s *Store) rootPath(root string) string {
 	return filepath.Join(s.dir(dirRoots), strings.TrimPrefix(root, "sha256:")+".erofs")
+}
+
+func (s *Store) diskPath(disk string) string {
+	return filepath.Join(s.dir(dirDisks), strings.TrimPrefix(disk, "sha256:")+".raw")
+}
+
+// content is the large file of an image.
+func (s *Store) content(rec *record) (name, path string) {
+	if rec.Disk != "" {
+		return rec.Disk, s.diskPath(rec.Disk)
+	}
+	return rec.Root, s.rootPath(rec.Root)
 }
 
 func (s *Store) recordPath(digest string) string {
@@ -72,7 +87,7 @@ func (s *Store) load() error {
 			s.names[name] = digest
 		}
 	}
-	_, err = s.sweepRoots()
+	_, err = s.sweep()
 	return err
 }
 
@@ -80,40 +95,48 @@ func (s *Store) checkRecord(path string, rec *record) error {
 	if s.recordPath(rec.Image.Digest) != path {
 		return errors.New("the file isn't named after its digest")
 	}
-	st, err := os.Stat(s.rootPath(rec.Root))
-	if err != nil {
+	_, path = s.content(rec)
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
 		return err
-	}
-	if st.Size()%4096 != 0 || st.Size() == 0 {
+	case rec.Disk != "":
+		if st.Size() != int64(rec.Image.DiskSize) {
+			return errors.New("its raw file is cut off")
+		}
+	case st.Size()%4096 != 0 || st.Size() == 0:
 		return errors.New("its EROFS file is cut off")
 	}
 	return nil
 }
 
-// sweepRoots removes EROFS files that no image has. The caller holds s.mu or
+// sweep removes roots and disks that no image has. The caller holds s.mu or
 // is alone.
-func (s *Store) sweepRoots() (freed api.Bytes, err error) {
+func (s *Store) sweep() (freed api.Bytes, err error) {
 	used := map[string]bool{}
 	for _, rec := range s.images {
-		used[s.rootPath(rec.Root)] = true
+		_, path := s.content(rec)
+		used[path] = true
 	}
-	for root := range s.held {
-		used[s.rootPath(root)] = true
+	for name := range s.held {
+		used[s.rootPath(name)], used[s.diskPath(name)] = true, true
 	}
-	files, err := os.ReadDir(s.dir(dirRoots))
-	if err != nil {
-		return 0, err
-	}
-	for _, f := range files {
-		path := filepath.Join(s.dir(dirRoots), f.Name())
-		if used[path] {
-			continue
-		}
-		size := diskSize(path)
-		if err := os.Remove(path); err != nil {
+	for _, dir := range []string{s.dir(dirRoots), s.dir(dirDisks)} {
+		files, err := os.ReadDir(dir)
+		if err != nil {
 			return freed, err
 		}
-		freed += size
+		for _, f := range files {
+			path := filepath.Join(dir, f.Name())
+			if used[path] {
+				continue
+			}
+			size := diskSize(path)
+			if err := os.Remove(path); err != nil {
+				return freed, err
+			}
+			freed += size
+		}
 	}
 	return freed, nil
 }
