@@ -103,14 +103,3 @@ func TestSpecIsRefused(t *testing.T) {
 		}
 	}
 }
-
-func FuzzAcks(f *testing.F) {
-	var r requests
-	r.up("lo", 0)
-	f.Add(r.buf)
-	f.Fuzz(func(t *testing.T, in []byte) {
-		if n, _ := r.acks(in); n > len(in)/20 {
-			t.Errorf("%d acknowledgements in %d bytes", n, len(in))
-		}
-	})
-}
