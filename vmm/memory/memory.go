@@ -1,0 +1,176 @@
+// Package memory is a guest's physical memory: a memfd outside of Go's heap,
+// mapped at two places with the hole below 4 GiB between them in which
+// devices live. Whatever a guest says about an address passes through here
+// once and is checked here.
+//
+// The guest writes its memory at any time. What is read from it may have
+// changed when it is read again: a caller copies what it decides upon.
+package memory
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+
+	"golang.org/x/sys/unix"
+)
+
+// The layout below 4 GiB.
+const (
+	// HoleStart is where memory ends at the latest, below 4 GiB.
+	HoleStart = 3 << 30
+	// HoleEnd is where the rest of it goes on.
+	HoleEnd = 4 << 30
+	// PageSize is the least that can be mapped.
+	PageSize = 4096
+)
+
+// ErrOutside is what a guest gets told of that names memory it doesn't have.
+var ErrOutside = errors.New("outside of the guest's memory")
+
+// Region is a piece of memory that is contiguous for guest and host.
+type Region struct {
+	Guest  uint64 // physical address
+	Offset int64  // in the file
+	Host   []byte
+}
+
+// End is the first address behind it.
+func (r *Region) End() uint64 { return r.Guest + uint64(len(r.Host)) }
+
+// Memory is all of a guest's memory. Its methods may be called from any
+// goroutine until Close.
+type Memory struct {
+	file    *os.File
+	size    uint64
+	regions []Region // by address, without overlap
+}
+
+// Options of New.
+type Options struct {
+	// HugePages has it in pages of 2 MiB, which must be there.
+	HugePages bool
+}
+
+// hugePage is the size of a huge page on x86-64.
+const hugePage = 2 << 20
+
+// New makes memory of size bytes, all zero. None of it takes the host's
+// until it is written.
+func New(size uint64, o Options) (*Memory, error) {
+	unit, flags := uint64(PageSize), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING
+	if o.HugePages {
+		unit, flags = hugePage, flags|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB
+	}
+	if size == 0 || size%unit != 0 {
+		return nil, fmt.Errorf("memory of %d bytes: not a positive multiple of %d", size, unit)
+	}
+	fd, err := unix.MemfdCreate("guest-memory", flags)
+	if err != nil {
+		return nil, fmt.Errorf("make the guest's memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "guest-memory")
+	if err := f.Truncate(int64(size)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make %d bytes of memory: %w", size, err)
+	}
+	// Nobody who shares the file can take it from under us.
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seal the guest's memory: %w", err)
+	}
+	m, err := Map(f, size, unix.MAP_SHARED)
+	if err != nil {
+		f.Close()
+	}
+	return m, err
+}
+
+// Map lays a file of size bytes out as a guest's memory; sharing is
+// unix.MAP_SHARED, or unix.MAP_PRIVATE for a copy that is made page by page
+// as the guest writes. It takes the file over.
+func Map(f *os.File, size uint64, sharing int) (*Memory, error) {
+	m := &Memory{file: f, size: size}
+	for _, r := range layout(size) {
+		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, sharing|unix.MAP_NORESERVE)
+		if err != nil {
+			m.unmap()
+			return nil, fmt.Errorf("map %d bytes of the guest's memory: %w", r.size, err)
+		}
+		m.regions = append(m.regions, Region{Guest: r.guest, Offset: r.offset, Host: host})
+	}
+	return m, nil
+}
+
+type piece struct {
+	guest  uint64
+	offset int64
+	size   uint64
+}
+
+func layout(size uint64) []piece {
+	low := min(size, HoleStart)
+	out := []piece{{0, 0, low}}
+	if size > low {
+		out = append(out, piece{HoleEnd, int64(low), size - low})
+	}
+	return out
+}
+
+// Close unmaps it. Nobody may use a slice of it any more.
+func (m *Memory) Close() error { return errors.Join(m.unmap(), m.file.Close()) }
+
+func (m *Memory) unmap() error {
+	var errs []error
+	for _, r := range m.regions {
+		errs = append(errs, unix.Munmap(r.Host))
+	}
+	m.regions = nil
+	return errors.Join(errs...)
+}
+
+// Size is how many bytes there are.
+func (m *Memory) Size() uint64 { return m.size }
+
+// Regions are its pieces, by address.
+func (m *Memory) Regions() []Region { return m.regions }
+
+// File is what it is kept in.
+func (m *Memory) File() *os.File { return m.file }
+
+// Slice is n bytes of memory at a physical address, which lie in one region.
+func (m *Memory) Slice(addr, n uint64) ([]byte, error) {
+	i := sort.Search(len(m.regions), func(i int) bool { return m.regions[i].End() > addr })
+	if i < len(m.regions) {
+		if r := &m.regions[i]; addr >= r.Guest && n <= r.End()-addr {
+			off := addr - r.Guest
+			return r.Host[off : off+n : off+n], nil
+		}
+	}
+	return nil, fmt.Errorf("%d bytes at %#x: %w", n, addr, ErrOutside)
+}
+
+// Read copies from memory.
+func (m *Memory) Read(p []byte, addr uint64) error {
+	b, err := m.Slice(addr, uint64(len(p)))
+	copy(p, b)
+	return err
+}
+
+// Write copies to memory.
+func (m *Memory) Write(p []byte, addr uint64) error {
+	b, err := m.Slice(addr, uint64(len(p)))
+	copy(b, p)
+	return err
+}
+
+// Uint16 reads a little-endian number.
+func (m *Memory) Uint16(addr uint64) (uint16, error) {
+	b, err := m.Slice(addr, 2)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint16(b), nil
+}

@@ -1,0 +1,101 @@
+package memory
+
+import (
+	"errors"
+	"math"
+	"testing"
+)
+
+func TestMemoryLeavesTheHoleFree(t *testing.T) {
+	for _, c := range []struct {
+		size uint64
+		want []piece
+	}{
+		{1 << 20, []piece{{0, 0, 1 << 20}}},
+		{HoleStart, []piece{{0, 0, HoleStart}}},
+		{5 << 30, []piece{{0, 0, HoleStart}, {HoleEnd, HoleStart, 2 << 30}}},
+	} {
+		got := layout(c.size)
+		if len(got) != len(c.want) {
+			t.Errorf("%d: got %v", c.size, got)
+			continue
+		}
+		for i := range got {
+			if got[i] != c.want[i] {
+				t.Errorf("%d: got %v, want %v", c.size, got, c.want)
+			}
+		}
+	}
+}
+
+func TestOnlyWhatIsThereIsReached(t *testing.T) {
+	m, err := New(HoleStart+8*PageSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	const top = HoleEnd + 8*PageSize
+	for _, c := range []struct {
+		addr, n uint64
+		ok      bool
+	}{
+		{0, 0, true}, {0, 1, true}, {HoleStart - 1, 1, true}, {HoleStart - 1, 2, false},
+		{HoleStart, 1, false}, {HoleStart, 0, false}, {HoleEnd - 1, 1, false}, {HoleEnd - 1, 2, false},
+		{HoleEnd, 8 * PageSize, true}, {HoleEnd, 8*PageSize + 1, false}, {top - 1, 1, true}, {top, 1, false},
+		{math.MaxUint64, 1, false}, {math.MaxUint64, 2, false}, {1, math.MaxUint64, false}, {HoleEnd, math.MaxUint64, false},
+		{0, HoleStart, true}, {0, HoleStart + 1, false},
+	} {
+		b, err := m.Slice(c.addr, c.n)
+		if (err == nil) != c.ok || c.ok && (uint64(len(b)) != c.n || uint64(cap(b)) != c.n) {
+			t.Errorf("%d bytes at %#x: got %d, %v", c.n, c.addr, len(b), err)
+		}
+		if err != nil && !errors.Is(err, ErrOutside) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWhatIsWrittenIsRead(t *testing.T) {
+	m, err := New(1<<20, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Write([]byte{1, 2, 3}, 0x1000); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 2)
+	if err := m.Read(got, 0x1001); err != nil || got[0] != 2 || got[1] != 3 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if n, err := m.Uint16(0x1000); err != nil || n != 0x0201 {
+		t.Errorf("got %#x, %v", n, err)
+	}
+	if err := m.Write([]byte{1, 2}, 1<<20-1); !errors.Is(err, ErrOutside) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSizesThatAreNoPagesAreRefused(t *testing.T) {
+	for _, size := range []uint64{0, 1, PageSize + 1} {
+		if m, err := New(size, Options{}); err == nil {
+			m.Close()
+			t.Errorf("%d bytes were made", size)
+		}
+	}
+}
+
+func FuzzSlice(f *testing.F) {
+	f.Add(uint64(0), uint64(1))
+	f.Add(uint64(HoleEnd), uint64(math.MaxUint64))
+	m, err := New(HoleStart+PageSize, Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { m.Close() })
+	f.Fuzz(func(t *testing.T, addr, n uint64) {
+		if b, err := m.Slice(addr, n); err == nil && uint64(len(b)) != n {
+			t.Errorf("%d bytes at %#x are %d", n, addr, len(b))
+		}
+	})
+}
