@@ -261,18 +261,20 @@ func TestSetSendsAMergePatchAndTellsWhatWaits(t *testing.T) {
 
 func TestProgressOfSlowWorkAndItsFailure(t *testing.T) {
 	f := newFake(t)
-	f.operation = func(op *api.Operation) {
+	var op *api.Operation
+	f.operation = func(o *api.Operation) {
+		op = o
 		op.State, op.Step, op.Done, op.Total = api.OperationRunning, "downloading", 1<<20, 4<<20
-		time.AfterFunc(500*time.Millisecond, func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
+	}
+	f.seen = func(errs string) { // a step lasts until it was told
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		switch {
+		case strings.HasSuffix(errs, "downloading  25%  1MiB/4MiB\n"):
 			op.Step, op.Changes = "extracting", op.Changes+1
-		})
-		time.AfterFunc(700*time.Millisecond, func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
+		case strings.HasSuffix(errs, "extracting  25%  1MiB/4MiB\n"):
 			op.State, op.Error, op.Changes = api.OperationFailed, api.Errorf(api.CodeCorrupt, "layer 2 has the wrong digest"), op.Changes+1
-		})
+		}
 	}
 	status, out, errs := f.cleave("", "launch", "debian", "web")
 	want := "instance.create web: downloading  25%  1MiB/4MiB\ninstance.create web: extracting  25%  1MiB/4MiB\ncleave: layer 2 has the wrong digest\n"

@@ -45,6 +45,8 @@ type fake struct {
 	tickets   map[string]api.ExecRequest
 	// operation, if set, decides how operations begin.
 	operation func(*api.Operation)
+	// seen, if set, is told what a command has written so far, at each write.
+	seen func(string)
 }
 
 // epoch is now for the tests.
@@ -72,10 +74,29 @@ func newFake(t testing.TB) *fake {
 // cleave runs a command line against the fake.
 func (f *fake) cleave(stdin string, args ...string) (status int, stdout, stderr string) {
 	f.t.Helper()
-	return run(f.t, f.socket, strings.NewReader(stdin), args...)
+	return runSeen(f.t, f.seen, f.socket, strings.NewReader(stdin), args...)
 }
 
 func run(t testing.TB, socket string, stdin io.Reader, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	return runSeen(t, nil, socket, stdin, args...)
+}
+
+// watched tells what has been written to it so far.
+type watched struct {
+	bytes.Buffer
+	seen func(string)
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.Buffer.Write(p)
+	if w.seen != nil {
+		w.seen(w.String())
+	}
+	return n, err
+}
+
+func runSeen(t testing.TB, seen func(string), socket string, stdin io.Reader, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	for _, v := range []string{"CLEAVE_SOCKET", "CLEAVE_HOST", "CLEAVE_PROJECT", "CLEAVE_TOKEN"} {
 		t.Setenv(v, "")
@@ -83,7 +104,7 @@ func run(t testing.TB, socket string, stdin io.Reader, args ...string) (status i
 	if os.Getenv("DOCKER_CONFIG") == "" {
 		t.Setenv("DOCKER_CONFIG", "/nonexistent") // never who runs the tests
 	}
-	var out, errs bytes.Buffer
+	out, errs := watched{seen: seen}, watched{seen: seen}
 	a := newApp(stdin, &out, &errs)
 	a.now = func() time.Time { return epoch }
 	defer a.close()

@@ -9,10 +9,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/iotest"
-	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/client"
@@ -68,9 +68,13 @@ func TestExecIsBinarySafe(t *testing.T) {
 
 func TestSignalsReachTheCommand(t *testing.T) {
 	f := newFake(t)
-	time.AfterFunc(300*time.Millisecond, func() { syscall.Kill(os.Getpid(), syscall.SIGTERM) })
-	status, out, _ := f.cleave("", "exec", "web", "--", "sh", "-c", "trap 'echo caught; exit 9' TERM; while :; do sleep 0.05; done")
-	if status != 9 || out != "caught\n" {
+	f.seen = func(out string) {
+		if out == "ready\n" {
+			syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}
+	}
+	status, out, _ := f.cleave("", "exec", "web", "--", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done")
+	if status != 9 || out != "ready\ncaught\n" {
 		t.Errorf("%d %q", status, out)
 	}
 }
@@ -112,8 +116,9 @@ func TestRunIsTheCommandsEnd(t *testing.T) {
 
 func TestInterruptCancelsTheOperation(t *testing.T) {
 	f := newFake(t)
-	f.operation = func(op *api.Operation) { op.State = api.OperationRunning }
-	time.AfterFunc(600*time.Millisecond, func() { syscall.Kill(os.Getpid(), syscall.SIGINT) })
+	f.operation = func(op *api.Operation) { op.State, op.Step = api.OperationRunning, "downloading" }
+	var once sync.Once
+	f.seen = func(string) { once.Do(func() { syscall.Kill(os.Getpid(), syscall.SIGINT) }) }
 	status, out, errs := f.cleave("", "launch", "base", "web")
 	if status != 1 || out != "" || !strings.Contains(errs, "instance.create of web was cancelled") {
 		t.Errorf("%d %q %q", status, out, errs)

@@ -198,16 +198,25 @@ func TestWaitOutlivesTheDaemon(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "s")
-	first := listen(t, socket, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	asked := make(chan struct{}, 100)
+	first := listen(t, socket, func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	})
 	c, _ := New(Options{Socket: socket})
 	defer c.Close()
-	time.AfterFunc(400*time.Millisecond, func() { first.Close() })
-	time.AfterFunc(700*time.Millisecond, func() {
+	done := make(chan struct{})
+	defer func() { <-done }()
+	go func() {
+		defer close(done)
+		<-asked
+		first.Close()
+		time.Sleep(300 * time.Millisecond) // there is no daemon for a while
 		os.Remove(socket)
 		listen(t, socket, func(w http.ResponseWriter, _ *http.Request) {
 			json.NewEncoder(w).Encode(api.Operation{Meta: api.Meta{ID: "x"}, State: api.OperationFailed, Error: api.Errorf(api.CodeNoSpace, "full")})
 		})
-	})
+	}()
 	op, err := c.Wait(t.Context(), &api.Operation{Meta: api.Meta{ID: "x"}}, nil)
 	if !api.IsCode(err, api.CodeNoSpace) || op.State != api.OperationFailed {
 		t.Errorf("%+v %v", op, err)

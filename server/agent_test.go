@@ -103,7 +103,7 @@ func (h *harness) exec(t testing.TB, req api.ExecRequest) *websocket.Conn {
 // of standard output and standard error.
 func drain(t testing.TB, c *websocket.Conn, out io.Writer) (stderr, last string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	buf := make([]byte, 64<<10)
 	for {

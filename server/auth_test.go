@@ -323,7 +323,7 @@ func TestSlowHeadersAreCutOff(t *testing.T) {
 	}
 	defer c.Close()
 	fmt.Fprint(c, "GET /v1/host HTTP/1.1\r\nHost: cl")
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	if _, err := io.ReadAll(c); err != nil {
 		t.Errorf("the connection stays open: %v", err)
 	}

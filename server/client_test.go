@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/client"
@@ -64,7 +63,7 @@ func TestOwnClientIsUnderstood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(50*time.Millisecond, func() {
+	b.whenWaited(func() {
 		b.put(api.Operation{Meta: api.Meta{ID: op.ID}, State: api.OperationFailed, Changes: 9, Error: api.Errorf(api.CodeTimeout, "it does not stop")})
 	})
 	if _, err := c.Wait(ctx, op, nil); !api.IsCode(err, api.CodeTimeout) {

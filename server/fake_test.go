@@ -23,6 +23,7 @@ type fake struct {
 	instances map[string]*api.Instance // by project/name
 	ops       map[string]*api.Operation
 	changed   chan struct{} // closed and replaced when an operation changes
+	waited    func()        // called once, when somebody waits for an operation
 	calls     []string
 	lastQuery control.Query
 	lastPatch string
@@ -139,12 +140,26 @@ func (f *fake) WaitOperation(ctx context.Context, id string, changes int64) (*ap
 		if err != nil || op.Finished() || op.Changes > changes {
 			return op, err
 		}
+		f.mu.Lock()
+		waited := f.waited
+		f.waited = nil
+		f.mu.Unlock()
+		if waited != nil {
+			go waited()
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// whenWaited has do called once somebody waits for an operation.
+func (f *fake) whenWaited(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waited = do
 }
 
 func (f *fake) Events(ctx context.Context, since control.Since, yield func(api.Event) error) error {

@@ -82,7 +82,7 @@ func TestEventsFlowAtOnce(t *testing.T) {
 	resp.Body.Close()
 	select {
 	case <-ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("the source outlives its reader")
 	}
 }
@@ -238,11 +238,11 @@ func TestReaderThatTakesNothingIsDropped(t *testing.T) {
 			}
 		}
 	}
-	h := start(t, f, func(t *timeouts) { t.write = 200 * time.Millisecond })
+	h := start(t, f, func(t *timeouts) { t.write = 2 * time.Second })
 	h.follow("/v1/instances/web/logs")
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("the log goes on")
 	}
 }
