@@ -164,4 +164,7 @@ type Guest struct {
 	// Firmware tells that it is a system of its own.
 	Firmware bool
 	System   bool
+	// Exit is how the process ended, for Ended: User Mode Linux aborts when
+	// its guest's kernel panics.
+	Exit api.ExitStatus
 }
