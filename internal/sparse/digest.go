@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // ChunkSize is the unit of a Hash.
@@ -147,6 +149,10 @@ func Fill(ctx context.Context, f *os.File, r io.Reader, h *Hash, limit int64, pr
 			return size, err
 		}
 		size += int64(got)
+		if n%16 == 15 {
+			// The disk works meanwhile, instead of when all must be on it.
+			_ = unix.SyncFileRange(int(f.Fd()), 0, size, unix.SYNC_FILE_RANGE_WRITE)
+		}
 		if h != nil {
 			h.Add(n, b[:got])
 		}
