@@ -92,14 +92,14 @@ func (d *draft) build(ctx context.Context, r io.Reader, in api.KernelAdd, source
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", source, err)
 		}
-		if source = "package " + pkg; in.Modules == "" {
-			return d.finish(ctx, in.Name, source)
+		source = pkg
+	} else {
+		if err := d.addImage(source, br); err != nil {
+			return nil, err
 		}
-	} else if err := d.addImage(source, br); err != nil {
-		return nil, err
-	}
-	if in.Modules == "" && in.Image != "" {
-		in.Modules = installedModules(d.hdr)
+		if in.Modules == "" && in.Image != "" {
+			in.Modules = installedModules(d.hdr)
+		}
 	}
 	if in.Modules != "" {
 		if err := d.addModules(ctx, in.Modules); err != nil {

@@ -138,7 +138,7 @@ func (d *draft) modules(release string) (*tree, error) {
 }
 
 // addDeb takes a kernel, its modules, or both from a Debian package. It
-// returns the package's name and version.
+// returns what the kernel's source is then.
 func (d *draft) addDeb(ctx context.Context, r io.Reader) (string, error) {
 	p, err := openDeb(r)
 	if err != nil {
@@ -151,7 +151,7 @@ func (d *draft) addDeb(ctx context.Context, r io.Reader) (string, error) {
 		}
 		h, err := p.Next()
 		if err == io.EOF {
-			return p.Package + " " + p.Version, nil
+			return packageSource(p.Package, p.Version), nil
 		}
 		if err != nil {
 			return "", fmt.Errorf("a damaged package: %w", err)
