@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -274,6 +275,18 @@ func wantError(t testing.TB, err error, code api.Code, words ...string) {
 	}
 	if strings.Contains(err.Error(), "\n") {
 		t.Errorf("%q has more than one line", err)
+	}
+}
+
+// eventually waits for what nothing announces. The limit ends a test that
+// hangs; it says nothing of how fast a machine is.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("it never came that %s", what)
+			return
+		}
 	}
 }
 

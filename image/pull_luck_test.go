@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
@@ -115,12 +116,10 @@ func TestPullKeepsVerifiedLayersForTheNextTry(t *testing.T) {
 		if !strings.HasSuffix(req.URL.Path, bad) {
 			return false
 		}
-		for range 500 { // the other layer first
-			if _, err := os.Stat(s.blobs.path(good)); err == nil {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		eventually(t, "the other layer is there first", func() bool {
+			_, err := os.Stat(s.blobs.path(good))
+			return err == nil
+		})
 		w.WriteHeader(http.StatusNotFound)
 		return true
 	})
@@ -238,15 +237,15 @@ func TestPullsShareTheirWork(t *testing.T) {
 	shared := gzipped(t, imagetest.Tar(t, file{Name: "shared", Body: noise(4<<20, 1)}))
 	a := r.push("a:1", []layer{shared, gzipped(t, imagetest.Tar(t, file{Name: "a"}))})
 	b := r.push("b:1", []layer{shared, gzipped(t, imagetest.Tar(t, file{Name: "b"}))})
-	// Nothing comes before everybody waits for it.
+	// No layer comes before everybody waits for it.
 	gate := make(chan struct{})
+	layers := slices.Concat(a.layers, b.layers)
 	r.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
-		if strings.Contains(req.URL.Path, "/blobs/") {
+		if slices.ContainsFunc(layers, func(d v1.Descriptor) bool { return strings.HasSuffix(req.URL.Path, d.Digest.String()) }) {
 			<-gate
 		}
 		return false
 	})
-	time.AfterFunc(300*time.Millisecond, func() { close(gate) })
 	var wg sync.WaitGroup
 	for i := range 12 {
 		wg.Go(func() {
@@ -259,8 +258,21 @@ func TestPullsShareTheirWork(t *testing.T) {
 			}
 		})
 	}
+	eventually(t, "all wait", func() bool {
+		waiting := 0
+		s.flights.mu.Lock()
+		for _, f := range s.flights.open {
+			waiting += len(f.waiting)
+		}
+		s.flights.mu.Unlock()
+		s.blobs.mu.Lock()
+		defer s.blobs.mu.Unlock()
+		bl := s.blobs.open[a.layers[0].Digest.String()]
+		return waiting == 12 && bl != nil && bl.holders == 2
+	})
+	close(gate)
 	wg.Wait()
-	for _, d := range slices.Concat(a.layers, b.layers) {
+	for _, d := range layers {
 		if n := r.fetches(d.Digest.String()); n != 1 {
 			t.Errorf("layer %s was fetched %d times", d.Digest, n)
 		}
