@@ -71,7 +71,7 @@ func New(opts Options) (*Engine, error) {
 	if opts.Scope != "" {
 		parent += "-" + opts.Scope
 	}
-	tree, err := cgroup.Open(parent)
+	tree, err := cgroup.Open(parent, cgroup.GuestDevices)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}

@@ -1,13 +1,18 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"net"
+	"os"
+	"sync"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/internal/cgroup"
+	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -31,15 +36,25 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Engine runs machines by a Monitor. It implements engine.Engine; engines
-// embed it.
+// Engine runs machines by a Monitor. It implements engine.Engine and
+// engine.Inspector; engines embed it.
 type Engine struct {
-	opts Options
+	opts    Options
+	monitor Monitor
+	log     *slog.Logger
+	book    *guests.Book
+	cgroups *cgroup.Tree
+	agent   *os.File // cleave-agent in a sealed memfd
+	closed  sync.Once
+
+	mu    sync.Mutex
+	lines map[string]*line // to the guests' agents
 }
 
-var _ engine.Engine = (*Engine)(nil)
-
-var errNotYet = api.Errorf(api.CodeUnsupported, "machines can't be run yet")
+var (
+	_ engine.Engine    = (*Engine)(nil)
+	_ engine.Inspector = (*Engine)(nil)
+)
 
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
@@ -47,78 +62,111 @@ func New(opts Options) (*Engine, error) {
 	if opts.Monitor == nil {
 		return nil, errors.New("an engine of machines needs a monitor")
 	}
-	return &Engine{opts: opts}, nil
+	parent := "cleave"
+	if opts.Scope != "" {
+		parent += "-" + opts.Scope
+	}
+	tree, err := cgroup.Open(parent, cgroup.MonitorDevices)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroups: %w", err)
+	}
+	agent, err := guests.SealedCopy(opts.AgentBinary)
+	if err != nil {
+		tree.Close()
+		return nil, err
+	}
+	e := &Engine{
+		opts: opts, monitor: opts.Monitor, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
+		cgroups: tree, agent: agent, lines: map[string]*line{},
+	}
+	e.book, err = guests.Open(guests.Options{Run: opts.Run, LogDir: opts.LogDir, Log: e.log, Status: e.status})
+	if err != nil {
+		agent.Close()
+		tree.Close()
+		return nil, err
+	}
+	if opts.Keeper != nil {
+		if err := e.SetKeeper(context.Background(), opts.Keeper); err != nil {
+			e.Close()
+			return nil, err
+		}
+	}
+	return e, nil
 }
 
 // SetKeeper replaces the keeper after the old one went away. Guests that live
 // are handed to the new one; ends that nobody saw show in List.
-func (e *Engine) SetKeeper(ctx context.Context, k *keeper.Client) error { return errNotYet }
+func (e *Engine) SetKeeper(ctx context.Context, k *keeper.Client) error {
+	return e.book.SetKeeper(ctx, k)
+}
 
 // Destroy removes what the engine keeps on the host beside guests. It is for
 // taking a daemon's installation down, before Close.
-func (e *Engine) Destroy() {}
-
-// Guest is a guest that runs, for what a monitor can do beyond
-// engine.Engine. For one that doesn't the error has the code "conflict".
-func (e *Engine) Guest(id string) (*Guest, error) { return nil, errNotYet }
+func (e *Engine) Destroy() { e.cgroups.Destroy() }
 
 // Name implements engine.Engine.
-func (e *Engine) Name() string { return e.opts.Monitor.Name() }
+func (e *Engine) Name() string { return e.monitor.Name() }
 
 // Kind implements engine.Engine.
-func (e *Engine) Kind() api.Kind { return e.opts.Monitor.Kind() }
+func (e *Engine) Kind() api.Kind { return e.monitor.Kind() }
 
 // Probe implements engine.Engine.
 func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
-	return e.opts.Monitor.Probe(ctx)
+	return e.monitor.Probe(ctx)
 }
 
 // LogDir implements engine.Engine.
 func (e *Engine) LogDir(id string) string { return e.opts.LogDir(id) }
 
-// Start implements engine.Engine.
-func (e *Engine) Start(ctx context.Context, spec *engine.Spec) (*engine.Guest, error) {
-	return nil, errNotYet
-}
-
-// Signal implements engine.Engine.
-func (e *Engine) Signal(ctx context.Context, id string, signal string) error { return errNotYet }
-
-// Pause implements engine.Engine.
-func (e *Engine) Pause(ctx context.Context, id string) error { return errNotYet }
-
-// Resume implements engine.Engine.
-func (e *Engine) Resume(ctx context.Context, id string) error { return errNotYet }
-
-// Update implements engine.Engine.
-func (e *Engine) Update(ctx context.Context, id string, r api.Resources, root string) error {
-	return errNotYet
-}
-
-// Stats implements engine.Engine.
-func (e *Engine) Stats(ctx context.Context, id string) (api.Stats, error) {
-	return api.Stats{}, errNotYet
-}
-
-// Agent implements engine.Engine.
-func (e *Engine) Agent(ctx context.Context, id string) (net.Conn, error) { return nil, errNotYet }
-
-// Console implements engine.Engine.
-func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOptions) (engine.Console, error) {
-	return nil, errNotYet
-}
-
-// Clean implements engine.Engine.
-func (e *Engine) Clean(ctx context.Context, id string) error { return nil }
-
-// Forget implements engine.Engine.
-func (e *Engine) Forget(ctx context.Context, id string) error { return nil }
-
 // List implements engine.Engine.
-func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) { return nil, nil }
+func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) {
+	list, err := e.book.List(ctx)
+	for i, g := range list {
+		// Nobody saw the monitor's process end, but the guest has said how it
+		// did, perhaps.
+		if !g.Running && g.Exit != nil && g.Exit.Code == -1 {
+			if s := e.told(g.ID); s.Reason != "" {
+				list[i].Exit, list[i].Lost = &s, nil
+			}
+		}
+	}
+	return list, err
+}
 
 // Exits implements engine.Engine.
-func (e *Engine) Exits() <-chan engine.Exit { return nil }
+func (e *Engine) Exits() <-chan engine.Exit { return e.book.Exits() }
 
 // Close implements engine.Engine. Guests live on.
-func (e *Engine) Close() error { return nil }
+func (e *Engine) Close() error {
+	e.closed.Do(func() {
+		e.book.Close()
+		e.hangUp()
+		e.agent.Close()
+		e.cgroups.Close()
+	})
+	return nil
+}
+
+// Guest is a guest that runs, for what a monitor can do beyond
+// engine.Engine. For one that doesn't the error has the code "conflict".
+func (e *Engine) Guest(id string) (*Guest, error) {
+	g, _, err := e.find(id)
+	return g, err
+}
+
+// find is Guest, with the guest's record.
+func (e *Engine) find(id string) (*Guest, guests.Record, error) {
+	r, err := e.book.Read(id)
+	if err != nil || r.Machine == nil || !r.Alive() {
+		return nil, r, notRunning(id)
+	}
+	return e.guest(r), r, nil
+}
+
+func (e *Engine) guest(r guests.Record) *Guest {
+	return &Guest{ID: r.ID, Dir: e.book.Dir(r.ID), PID: r.PID, Firmware: r.Machine.Firmware, System: r.System}
+}
+
+func notRunning(id string) error {
+	return api.Errorf(api.CodeConflict, "guest %s is not running", id)
+}

@@ -27,7 +27,8 @@ type Monitor interface {
 	Running(ctx context.Context, g *Guest) error
 	// Agent opens the host's end of the agent's byte stream.
 	Agent(ctx context.Context, g *Guest) (io.ReadWriteCloser, error)
-	// Pause stops the guest's CPUs, Resume lets them run.
+	// Pause stops the guest's CPUs, Resume lets them run. With
+	// errors.ErrUnsupported all of the monitor's processes are frozen instead.
 	Pause(ctx context.Context, g *Guest) error
 	Resume(ctx context.Context, g *Guest) error
 	// PowerButton asks a system of its own to shut down; only asked where no
@@ -47,6 +48,12 @@ type Monitor interface {
 // called for the process, and then Wire.
 type Wirer interface {
 	Wire(ctx context.Context, p *Plan, pid int) error
+}
+
+// Teller is a Monitor that can tell more of a running guest, at once: how it
+// is executed, and whether an agent other than ours answers.
+type Teller interface {
+	Tell(g *Guest) engine.Vitals
 }
 
 // Plan is everything that a Monitor needs to make a command line. Files are

@@ -26,6 +26,13 @@ var GuestDevices = []Device{
 	{10, 200}, {10, 229}, // net/tun fuse
 }
 
+// MonitorDevices are those that the monitors of machines may use. What they do
+// with /dev/kvm is bounded by their memory and CPU.
+var MonitorDevices = []Device{
+	{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {136, -1},
+	{10, 200}, {10, 232}, // net/tun kvm
+}
+
 // loadDeviceFilter loads a BPF_PROG_TYPE_CGROUP_DEVICE program that returns 1
 // for the devices and 0 for all others (cgroup-v2.rst, "Device controller").
 func loadDeviceFilter(allow []Device) (int, error) {
@@ -137,7 +144,7 @@ func (g *Group) filterDevices() error {
 func (g *Group) listDevices() error {
 	dir := g.dir(g.t.v1["devices"])
 	errs := []error{write(filepath.Join(dir, "devices.deny"), "a")}
-	for _, d := range GuestDevices {
+	for _, d := range g.t.allowed {
 		rule := fmt.Sprintf("c %d:%d rwm", d.Major, d.Minor)
 		errs = append(errs, write(filepath.Join(dir, "devices.allow"), strings.Replace(rule, ":-1", ":*", 1)))
 	}

@@ -34,15 +34,17 @@ type Tree struct {
 	unified string            // version 2 root
 	v1      map[string]string // version 1 controller or name=NAME: its root
 	on      map[string]bool   // version 2 controllers that are enabled for guests
-	devices int               // fd of the device filter for guests; -1 without
-	keep    *os.File          // a version 2 mount of our own
+	allowed []Device
+	devices int      // fd of the device filter for guests; -1 without
+	keep    *os.File // a version 2 mount of our own
 	// Refused says why a controller can't be used.
 	Refused map[string]string
 }
 
-// Open finds the hierarchies and makes our directory in them.
-func Open(parent string) (*Tree, error) {
-	t := &Tree{parent: parent, v1: map[string]string{}, on: map[string]bool{}, Refused: map[string]string{}, devices: -1}
+// Open finds the hierarchies and makes our directory in them. Guests may use
+// the devices.
+func Open(parent string, devices []Device) (*Tree, error) {
+	t := &Tree{parent: parent, allowed: devices, v1: map[string]string{}, on: map[string]bool{}, Refused: map[string]string{}, devices: -1}
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
@@ -122,7 +124,7 @@ func (t *Tree) prepare() error {
 // prepareDevices loads the device filter, or falls back to the version 1
 // controller.
 func (t *Tree) prepareDevices() error {
-	fd, err := loadDeviceFilter(GuestDevices)
+	fd, err := loadDeviceFilter(t.allowed)
 	if err == nil {
 		t.devices = fd
 		return nil

@@ -26,12 +26,15 @@ type Record struct {
 	Machine *Machine `json:"machine,omitempty"`
 }
 
-// Machine is the part of a record that only machines have.
+// Machine is the part of a record that only machines have; sizes in bytes.
 type Machine struct {
-	Firmware bool  `json:"firmware,omitempty"` // a system of its own
-	Terminal bool  `json:"terminal,omitempty"` // the entry point has one
-	Memory   int64 `json:"memory"`             // the machine's RAM at start
-	Overhead int64 `json:"overhead"`           // of the monitor
+	Firmware    bool  `json:"firmware,omitempty"` // a system of its own
+	Terminal    bool  `json:"terminal,omitempty"` // the entry point has one
+	Stdin       bool  `json:"stdin,omitempty"`    // so has it an input
+	Maintenance bool  `json:"maintenance,omitempty"`
+	Memory      int64 `json:"memory"`          // the machine's RAM at start
+	Overhead    int64 `json:"overhead"`        // of the monitor
+	Limit       int64 `json:"limit,omitempty"` // of memory, as asked for
 }
 
 // process names a process for good; the zero value any.

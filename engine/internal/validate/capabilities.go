@@ -85,3 +85,31 @@ func CapMask(names []string) uint64 {
 	}
 	return m
 }
+
+// Dropped are the capabilities that a guest with a kernel of its own is not
+// to have: there, root's rights are nobody else's matter, and only what was
+// asked to be dropped goes.
+func Dropped(s api.Security) (uint64, error) {
+	var drop uint64
+	for _, name := range s.DropCapabilities {
+		if strings.EqualFold(name, "ALL") {
+			for _, n := range capNumbers() {
+				drop |= 1 << n
+			}
+			continue
+		}
+		c, err := capName(name, "spec.security.dropCapabilities")
+		if err != nil {
+			return 0, err
+		}
+		drop |= CapMask([]string{c})
+	}
+	for _, name := range s.AddCapabilities {
+		c, err := capName(name, "spec.security.addCapabilities")
+		if err != nil {
+			return 0, err
+		}
+		drop &^= CapMask([]string{c})
+	}
+	return drop, nil
+}

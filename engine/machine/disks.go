@@ -1,0 +1,259 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/machine/jail"
+	"github.com/cleave-project/cleave/engine/machine/vitals"
+)
+
+// controlName is the control disk's in the runtime directory.
+const controlName = "control.img"
+
+// leastDisk is what an ext4 with a journal and a few files takes.
+const leastDisk = 8 * api.MiB
+
+// openDisk opens the disk of a guest that a monitor may open again by its
+// descriptor, and so gives it to the monitor's user.
+func openDisk(path string, readOnly bool, base uint32) (*os.File, error) {
+	flags := os.O_RDWR
+	if readOnly {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	owner := int(base) + jail.ID
+	if err := errors.Join(f.Chown(owner, owner), f.Chmod(0o600)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("give %s to the monitor: %w", path, err)
+	}
+	return f, nil
+}
+
+// openImage opens a disk that guests share, and lets every monitor that has
+// its descriptor read it; its directory keeps others away.
+func openImage(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode().Perm()&0o004 == 0 {
+		err = f.Chmod(st.Mode().Perm() | 0o444)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// ownDisk is a disk in a volume's directory, which is made on first use: an
+// ext4 with the directories.
+func ownDisk(ctx context.Context, path string, size api.Bytes, directories []string, readOnly bool, base uint32) (*os.File, error) {
+	f, err := openDisk(path, readOnly, base)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = format(ctx, path, size, directories); err == nil {
+			f, err = openDisk(path, readOnly, base)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A disk that grows is longer by what its file system doesn't use yet;
+	// the guest makes use of it. It never shrinks.
+	if st, err := f.Stat(); err == nil && !readOnly && st.Size() < int64(size) {
+		if err := f.Truncate(int64(size)); err != nil {
+			f.Close()
+			return nil, full(path, err)
+		}
+	}
+	return f, nil
+}
+
+// format makes a new ext4 at path, whole or not at all. It is the one time
+// that the host knows anything of what is on a guest's disk.
+func format(ctx context.Context, path string, size api.Bytes, directories []string) error {
+	if size < leastDisk {
+		return api.Errorf(api.CodeInvalid, "a disk of %s is too small for a file system", size).WithField("spec.root.size").
+			WithHint("at least %s", leastDisk)
+	}
+	tree, err := os.MkdirTemp("", "cleave-disk-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	for _, d := range directories {
+		if err := os.Mkdir(filepath.Join(tree, d), 0o755); err != nil {
+			return err
+		}
+	}
+	fresh := path + ".new" // of a start that was cut short too
+	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_TRUNC|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return full(path, err)
+	}
+	defer os.Remove(fresh)
+	defer f.Close()
+	if err := f.Truncate(int64(size)); err != nil {
+		return full(path, err)
+	}
+	if err := mkfs(ctx, fresh, tree); err != nil {
+		return full(path, err)
+	}
+	if err := f.Sync(); err != nil {
+		return full(path, err)
+	}
+	return os.Rename(fresh, path)
+}
+
+// features are what kernels since 4.4 know, whatever the host's mke2fs.conf
+// has.
+const features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg," +
+	"sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
+
+// mkfs formats a file. What can be left to the guest's kernel is: a new file
+// is all zeros.
+func mkfs(ctx context.Context, file, tree string) error {
+	program, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		if program = "/sbin/mkfs.ext4"; !exists(program) {
+			return api.Errorf(api.CodeUnsupported, "make the disk of a machine: mkfs.ext4 is not on this host").
+				WithHint("install e2fsprogs")
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-d", tree,
+		"-O", features, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", file)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	text := strings.TrimSpace(string(out))
+	for _, no := range []unix.Errno{unix.ENOSPC, unix.EDQUOT} {
+		if strings.Contains(strings.ToLower(text), strings.ToLower(no.Error())) {
+			err = no
+		}
+	}
+	return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, text)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// full says so when a disk could not be made for want of room.
+func full(path string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return api.Errorf(api.CodeNoSpace, "make the disk %s: %w", path, err).
+			WithHint("free some space in its pool, or give the volume a smaller size")
+	}
+	return fmt.Errorf("make the disk %s: %w", path, err)
+}
+
+// controlDisk makes the control disk of a start.
+func controlDisk(dir string, b *vitals.Boot, running bool, base uint32) (*os.File, error) {
+	path := filepath.Join(dir, controlName)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return nil, fmt.Errorf("make the control disk: %w", err)
+	}
+	f, err := openDisk(path, false, base)
+	if err != nil {
+		return nil, err
+	}
+	if err = f.Truncate(vitals.Size); err == nil {
+		err = vitals.WriteBoot(f, b)
+	}
+	if err == nil && running {
+		// A guest that goes on from its memory says nothing anew.
+		err = vitals.WriteStatus(f, &vitals.Status{Phase: vitals.PhaseRunning, Boots: 1})
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make the control disk: %w", err)
+	}
+	return f, nil
+}
+
+// readStatus is what a guest said last.
+func readStatus(dir string) (vitals.Status, error) {
+	f, err := os.Open(filepath.Join(dir, controlName))
+	if err != nil {
+		return vitals.Status{}, err
+	}
+	defer f.Close()
+	return vitals.ReadStatus(f)
+}
+
+// openDisks opens everything in the plan that is a file, until the first
+// error.
+func (l *launch) openDisks(ctx context.Context) error {
+	p, s := &l.plan, l.spec
+	var failed error
+	open := func(get func() (*os.File, error)) (f *os.File) {
+		if failed != nil {
+			return nil
+		}
+		if f, failed = get(); failed == nil {
+			l.files = append(l.files, f)
+		}
+		return f
+	}
+	root := filepath.Join(s.Root.Dir, engine.RootDisk)
+	if l.firmware() {
+		p.Root = open(func() (*os.File, error) { return openDisk(root, s.Root.ReadOnly, s.UIDBase) })
+	} else {
+		p.Image = open(func() (*os.File, error) { return openImage(s.Image.EROFS) })
+		p.Root = open(func() (*os.File, error) {
+			return ownDisk(ctx, root, s.Root.Size, []string{"upper", "work"}, false, s.UIDBase)
+		})
+		p.Control = open(func() (*os.File, error) {
+			return controlDisk(p.Dir, l.boot(), s.Machine.Restore != "", s.UIDBase)
+		})
+		if s.Machine.Kernel.Modules != "" {
+			p.Modules = open(func() (*os.File, error) { return openImage(s.Machine.Kernel.Modules) })
+		}
+	}
+	for _, m := range s.Mounts {
+		path := filepath.Join(m.Source, engine.VolumeDisk)
+		p.Volumes = append(p.Volumes, open(func() (*os.File, error) {
+			return ownDisk(ctx, path, m.Size, nil, m.ReadOnly, s.UIDBase)
+		}))
+	}
+	for _, d := range s.Machine.Disks {
+		p.Disks = append(p.Disks, open(func() (*os.File, error) { return openMedium(d) }))
+	}
+	if s.Machine.Restore != "" {
+		p.Restore = open(func() (*os.File, error) { return os.Open(s.Machine.Restore) })
+	}
+	return failed
+}
+
+func openMedium(d engine.Disk) (*os.File, error) {
+	flags := os.O_RDWR
+	if d.ReadOnly || d.CDROM {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(d.Path, flags, 0)
+	if err != nil {
+		code := api.CodeInternal
+		if errors.Is(err, os.ErrNotExist) {
+			code = api.CodeNotFound
+		}
+		return nil, api.Errorf(code, "disk %s: %w", d.ID, err)
+	}
+	return f, nil
+}
