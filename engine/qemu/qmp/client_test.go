@@ -77,12 +77,17 @@ func TestCommandsOfARealQEMU(t *testing.T) {
 	if err := c.Execute(t.Context(), "no-such", nil, nil); !errors.As(err, &qe) || qe.Class != "CommandNotFound" {
 		t.Errorf("an unknown command gives %v", err)
 	}
-	path, err := c.AddFile(t.Context(), os.Stderr)
+	path, err := c.AddFile(t.Context(), os.Stderr, "mine")
 	if err != nil || !strings.HasPrefix(path, "/dev/fdset/") {
 		t.Fatalf("add-fd gives %q, %v", path, err)
 	}
-	if err := c.RemoveFile(t.Context(), path); err != nil {
-		t.Error(err)
+	again, err := c.AddFile(t.Context(), os.Stderr, "mine")
+	if err != nil || again == path {
+		t.Fatalf("add-fd gives %q and %q, %v", path, again, err)
+	}
+	var left []any
+	if err := errors.Join(c.RemoveFiles(t.Context(), "mine", again), c.Execute(t.Context(), "query-fdsets", nil, &left)); err != nil || len(left) != 1 {
+		t.Errorf("left are %v, %v", left, err)
 	}
 	if err := c.GetFile(t.Context(), "x", os.Stderr); err != nil {
 		t.Error(err)

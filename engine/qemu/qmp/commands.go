@@ -78,24 +78,36 @@ func (c *Client) CloseFile(ctx context.Context, name string) error {
 }
 
 // AddFile hands QEMU a descriptor as a set of its own, and returns the path
-// by which commands open it: with the access that the descriptor has.
-func (c *Client) AddFile(ctx context.Context, f *os.File) (path string, err error) {
+// by which commands open it: with the access that the descriptor has. The
+// label is for RemoveFiles.
+func (c *Client) AddFile(ctx context.Context, f *os.File, label string) (path string, err error) {
 	var r struct {
 		Set int64 `json:"fdset-id"`
 	}
-	if err := c.ExecuteFile(ctx, "add-fd", nil, f, &r); err != nil {
+	if err := c.ExecuteFile(ctx, "add-fd", map[string]string{"opaque": label}, f, &r); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("/dev/fdset/%d", r.Set), nil
 }
 
-// RemoveFile gives up what AddFile returned; who has it open keeps it.
-func (c *Client) RemoveFile(ctx context.Context, path string) error {
-	var set int64
-	if _, err := fmt.Sscanf(path, "/dev/fdset/%d", &set); err != nil {
-		return fmt.Errorf("%q is no set of descriptors", path)
+// RemoveFiles gives up what AddFile returned under a label, but for except;
+// who has it open keeps it.
+func (c *Client) RemoveFiles(ctx context.Context, label, except string) error {
+	var sets []struct {
+		Set   int64 `json:"fdset-id"`
+		Files []struct {
+			Label string `json:"opaque"`
+		} `json:"fds"`
 	}
-	return c.Execute(ctx, "remove-fd", map[string]int64{"fdset-id": set}, nil)
+	err := c.Execute(ctx, "query-fdsets", nil, &sets)
+	for _, s := range sets {
+		for _, f := range s.Files {
+			if f.Label == label && fmt.Sprintf("/dev/fdset/%d", s.Set) != except {
+				err = errors.Join(err, c.Execute(ctx, "remove-fd", map[string]int64{"fdset-id": s.Set}, nil))
+			}
+		}
+	}
+	return err
 }
 
 // Migration is the state of a migration.
@@ -198,4 +210,49 @@ func (e Event) Decode(v any) error {
 		return fmt.Errorf("event %s has no data", e.Name)
 	}
 	return json.Unmarshal(e.Data, v)
+}
+
+// CPUCount is how many virtual CPUs there are.
+func (c *Client) CPUCount(ctx context.Context) (int, error) {
+	var cpus []struct{}
+	err := c.Execute(ctx, "query-cpus-fast", nil, &cpus)
+	return len(cpus), err
+}
+
+// Memory is the size of the RAM that the machine was started with.
+func (c *Client) Memory(ctx context.Context) (int64, error) {
+	var m struct {
+		Base int64 `json:"base-memory"`
+	}
+	err := c.Execute(ctx, "query-memory-size-summary", nil, &m)
+	return m.Base, err
+}
+
+// Devices are the ids of all devices that were given one.
+func (c *Client) Devices(ctx context.Context) (map[string]bool, error) {
+	var list []struct {
+		Name string `json:"name"`
+		Type string `json:"type"`
+	}
+	if err := c.Execute(ctx, "qom-list", map[string]string{"path": "/machine/peripheral"}, &list); err != nil {
+		return nil, err
+	}
+	ids := map[string]bool{}
+	for _, d := range list {
+		ids[d.Name] = true
+	}
+	return ids, nil
+}
+
+// Drive is one that has or may have a medium.
+type Drive struct {
+	Path      string `json:"qdev"`
+	Removable bool   `json:"removable"`
+}
+
+// Drives are all disks and drives.
+func (c *Client) Drives(ctx context.Context) ([]Drive, error) {
+	var list []Drive
+	err := c.Execute(ctx, "query-block", nil, &list)
+	return list, err
 }

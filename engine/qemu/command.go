@@ -1,0 +1,211 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/machine"
+)
+
+// host is what a command line depends on beside the plan.
+type host struct {
+	program  string // path of QEMU
+	arch     arch
+	accel    string // kvm or tcg
+	tsc      int    // kHz, 0 if it isn't needed
+	firmware *firmware
+}
+
+// given are the files that a QEMU gets beside those of the plan, and has for
+// itself.
+type given struct {
+	monitor *os.File // listening sockets by which it is reached
+	agent   *os.File
+	guest   *os.File // of QEMU's own guest agent
+	end     *os.File // where it notes why it ends
+	kernel  *os.File
+	initrd  *os.File
+}
+
+// Sizes of what QEMU takes beside the guest's RAM.
+const (
+	// translated is the room for translated code, of which QEMU would take an
+	// eighth of the host's memory. A boot of Linux fills 20 MiB.
+	translated = 128 * api.MiB
+	// ownMemory is for everything else: libraries, device state, threads that
+	// read and write, firmware.
+	ownMemory = 96 * api.MiB
+	// ownScreen is for a screen and those who look at it.
+	ownScreen = 64 * api.MiB
+)
+
+// restoreFD is the descriptor of the file with the guest's memory, if it goes
+// on from one: the first.
+const restoreFD = 4
+
+// newCommand makes the command for a plan: of it and of h alone.
+func newCommand(p *machine.Plan, h host, s given) *machine.Command {
+	c := &commandLine{Command: &machine.Command{Exe: h.program, Overhead: ownMemory}}
+	c.add(filepath.Base(h.program))
+	if p.Restore != nil {
+		c.File(p.Restore)
+		c.add("-incoming", "defer")
+	}
+	c.add("-name", options("guest="+strings.ReplaceAll(p.Name, ",", ",,")),
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	if s.end != nil {
+		c.add("-D", fmt.Sprintf("/proc/self/fd/%d", c.Give(s.end)), "-trace", "qemu_system_shutdown_request")
+	}
+	c.machine(p, h)
+	c.listen("monitor", s.monitor)
+	c.add("-mon", "chardev=monitor,mode=control")
+	c.device("virtio-serial-pci", "id", "serial", "max_ports", "8")
+	c.listen("agent", s.agent)
+	c.device("virtserialport", "chardev", "agent", "name", "org.cleave.agent")
+	c.streams(p, s)
+	if h.firmware == nil {
+		c.direct(p, h, s)
+	} else {
+		c.ownSystem(p, h.firmware)
+	}
+	c.network(p, h)
+	c.device("virtio-rng-pci")
+	c.device("virtio-balloon-pci", "id", "balloon", "free-page-reporting", "on", "deflate-on-oom", "on")
+	return c.Command
+}
+
+// machine adds board, CPUs and memory.
+func (c *commandLine) machine(p *machine.Plan, h host) {
+	m := p.Spec.Machine
+	board := h.arch.machine
+	cpus := fmt.Sprint(m.CPUs)
+	if h.firmware != nil {
+		board = h.firmware.board()
+		cpus = fmt.Sprintf("%d,maxcpus=%d", m.CPUs, max(m.CPUs, h.firmware.maxCPUs))
+		c.Overhead += ownScreen
+	}
+	c.add("-machine", board)
+	if h.accel == "kvm" {
+		c.add("-accel", "kvm", "-cpu", "host")
+		c.Devices = append(c.Devices, "kvm")
+	} else {
+		c.add("-accel", fmt.Sprintf("tcg,tb-size=%d", translated/api.MiB), "-cpu", h.arch.cpu)
+		c.Overhead += translated
+	}
+	c.add("-smp", cpus, "-m", fmt.Sprintf("%dM", m.Memory/api.MiB))
+}
+
+// ownTerminal tells whether standard input and output are a terminal.
+func ownTerminal(p *machine.Plan) bool {
+	return p.Spec.System || p.Proc.TTY || p.Spec.Machine.Firmware.Type != ""
+}
+
+// streams adds the serial console and, for an entry point of ours, the ports
+// by which its output comes.
+func (c *commandLine) streams(p *machine.Plan, s given) {
+	port := func(name string) {
+		c.device("virtserialport", "chardev", name, "name", "org.cleave."+name)
+	}
+	switch {
+	case p.Spec.System || p.Spec.Machine.Firmware.Type != "":
+		// A terminal's whole self: a plain file would leave its line
+		// discipline on.
+		c.add("-chardev", options("serial", "id", "console", "path", c.path(c.Std(0, os.O_RDWR))))
+		if s.guest != nil {
+			c.listen("guest", s.guest)
+			c.device("virtserialport", "chardev", "guest", "name", "org.qemu.guest_agent.0")
+		}
+	case p.Proc.TTY:
+		c.add("-chardev", options("serial", "id", "terminal", "path", c.path(c.Std(0, os.O_RDWR))))
+		port("terminal")
+		c.output("console", c.path(c.Std(2, os.O_WRONLY)))
+	default:
+		stderr := c.path(c.Std(2, os.O_WRONLY))
+		c.output("stdout", c.path(c.Std(1, os.O_WRONLY)))
+		port("stdout")
+		c.output("stderr", stderr)
+		port("stderr")
+		c.output("console", stderr)
+	}
+	c.add("-serial", "chardev:console")
+}
+
+// direct adds what an image boots with: a kernel that the host supplies, and
+// the disks by whose names boot finds them.
+func (c *commandLine) direct(p *machine.Plan, h host, s given) {
+	byFD := func(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.Give(f)) }
+	c.add("-kernel", byFD(s.kernel), "-initrd", byFD(s.initrd), "-append", kernelLine(p.Spec.Machine.Kernel, h))
+	c.ports(4, "1f")
+	disk := func(name string, f *os.File, readOnly bool) {
+		if f == nil {
+			return
+		}
+		c.blockdev(name, f, readOnly)
+		c.disk(name)
+	}
+	disk(machine.RoleImage, p.Image, true)
+	disk(machine.RoleRoot, p.Root, false)
+	disk(machine.RoleControl, p.Control, false)
+	disk(machine.RoleModules, p.Modules, true)
+	for i, f := range p.Volumes {
+		disk(machine.DiskName(machine.RoleVolume, i), f, p.Mounts[i].ReadOnly)
+	}
+	for i, f := range p.Disks {
+		disk(p.Spec.Machine.Disks[i].ID, f, p.Spec.Machine.Disks[i].ReadOnly)
+	}
+}
+
+// kernelLine is the kernel's command line. A panic resets at once, and boot
+// tells what was. Translated code has no clock to measure the time stamp
+// counter by, and waits for one forever: the kernel is told the frequency.
+func kernelLine(k engine.Kernel, h host) string {
+	words := []string{"console=" + h.arch.console, "quiet", "loglevel=4", "panic=-1", "cleave.disks=virtio", "random.trust_cpu=on", h.arch.args}
+	if h.tsc > 0 {
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", h.tsc))
+	}
+	return strings.Join(slices.DeleteFunc(append(words, k.Args), func(w string) bool { return w == "" }), " ")
+}
+
+// disk adds the device for the node of that name.
+func (c *commandLine) disk(name string, more ...string) {
+	c.device("virtio-blk-pci", append([]string{"id", diskID(name), "drive", name, "serial", name}, more...)...)
+}
+
+// Identifiers of what may be changed in a running machine.
+func diskID(name string) string { return "disk-" + name }
+func nicID(name string) string  { return "nic-" + name }
+func portID(n int) string       { return fmt.Sprintf("port%d", n) }
+
+// ports adds sockets for devices that come later: functions of one device,
+// of which there can be eight.
+func (c *commandLine) ports(n int, slot string) {
+	for i := range n {
+		pairs := []string{"id", portID(i), "chassis", fmt.Sprint(i + 1), "addr", fmt.Sprintf("%s.%d", slot, i)}
+		if i == 0 {
+			pairs = append(pairs, "multifunction", "on")
+		}
+		c.device("pcie-root-port", pairs...)
+	}
+}
+
+// network adds the NICs. The taps have headers by which check sums and
+// segmentation are left to the other end.
+func (c *commandLine) network(p *machine.Plan, h host) {
+	for i, n := range p.NICs {
+		id := nicID(n.Name)
+		more := []string{"romfile", ""}
+		if i == 0 && h.firmware != nil {
+			if boot := h.firmware.boot("network"); boot != nil {
+				more = boot // by the program in the card's ROM
+			}
+		}
+		c.add("-netdev", fmt.Sprintf("tap,id=%s,fd=%d", id, c.File(p.Taps[i])))
+		c.device("virtio-net-pci", append([]string{"id", id, "netdev", id, "mac", n.MAC.String()}, more...)...)
+	}
+}
