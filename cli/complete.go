@@ -98,7 +98,7 @@ func operationIDs(ctx context.Context, c *client.Client, _ string) ([]string, er
 
 // settingFlags completes the values of the flags made from settings.
 func (a *app) settingFlags(cmd *cobra.Command, table settings.Table) {
-	live := map[string]lookup{"pool": poolNames, "volume": volumeNames, "network": networkNames}
+	live := map[string]lookup{"pool": poolNames, "volume": volumeNames, "network": networkNames, "kernel": kernelNames}
 	for _, s := range table {
 		switch find := live[s.Flag]; {
 		case s.Flag == "":

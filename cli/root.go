@@ -109,6 +109,7 @@ func (a *app) entries(only string) []entry {
 		{"diff", groupStacks, a.diffCmd},
 		{"instance", groupNouns, a.instanceCmd},
 		{"image", groupNouns, a.imageCmd},
+		{"kernel", groupNouns, a.kernelCmd},
 		{"pool", groupNouns, a.poolCmd},
 		{"volume", groupNouns, a.volumeCmd},
 		{"network", groupNouns, a.networkCmd},

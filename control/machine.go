@@ -20,6 +20,7 @@ import (
 // Kernels is what the controller needs of *kernel.Store to boot images in
 // machines.
 type Kernels interface {
+	KernelStore
 	Boot(ctx context.Context, kind api.Kind, arch, name string) (kernel.Boot, error)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"sigs.k8s.io/yaml"
 
@@ -124,4 +125,17 @@ func (c *Config) libexec(name string) (string, error) {
 		tried = append(tried, p)
 	}
 	return "", api.Errorf(api.CodeNotFound, "%s is not at any of %v", name, tried).WithHint("build it with `make build`, or give --libexec")
+}
+
+// agentFor finds the agent for guests of an architecture, as Go names it.
+func (c *Config) agentFor(arch string) (string, error) {
+	if arch == runtime.GOARCH {
+		return c.libexec("cleave-agent")
+	}
+	p, err := c.libexec("cleave-agent." + arch)
+	if err != nil {
+		return "", api.Errorf(api.CodeUnsupported, "guests of architecture %s need their own agent: %s", arch, api.AsError(err).Message).
+			WithHint("build the agents of other architectures with `make agents`, and install them with `make install`")
+	}
+	return p, nil
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/cleave-project/cleave/control"
 	"github.com/cleave-project/cleave/image"
 	"github.com/cleave-project/cleave/keeper"
+	"github.com/cleave-project/cleave/kernel"
 	"github.com/cleave-project/cleave/network"
 	"github.com/cleave-project/cleave/server"
 	"github.com/cleave-project/cleave/storage/btrfs"
@@ -46,6 +47,7 @@ type Daemon struct {
 	store   *store.Store
 	keeper  *keeper.Client
 	images  *image.Store
+	kernels *kernel.Store
 	network *network.Manager
 	engines *engines
 	control *control.Controller
@@ -152,9 +154,13 @@ func (d *Daemon) open(ctx context.Context) error {
 	if d.engines, err = openEngines(cfg, d.keeper, agentBin, d.log); err != nil {
 		return err
 	}
+	d.kernels, err = kernel.Open(kernel.Options{Dir: filepath.Join(cfg.Data, "kernels"), Agent: cfg.agentFor, Log: d.log})
+	if err != nil {
+		return err
+	}
 	d.control, err = control.New(ctx, control.Options{
 		Data: cfg.Data, Run: cfg.Run, Scope: cfg.scope(), Version: d.version, UIDBase: cfg.UIDBase,
-		Store: d.store, Images: d.images, Network: d.network, Drivers: drivers, ForgetImage: d.engines.container.ForgetImage, Engines: d.engines.all(), Log: d.log,
+		Store: d.store, Images: d.images, Kernels: d.kernels, Network: d.network, Drivers: drivers, ForgetImage: d.engines.container.ForgetImage, Engines: d.engines.all(), Log: d.log,
 	})
 	if err != nil {
 		return err

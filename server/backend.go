@@ -17,6 +17,7 @@ type Backend interface {
 	InstanceBackend
 	GuestBackend
 	ImageBackend
+	KernelBackend
 	StorageBackend
 	OperationBackend
 
@@ -68,6 +69,17 @@ type ImageBackend interface {
 	DeleteImage(ctx context.Context, ref string, force bool) error
 	ExportImage(ctx context.Context, ref, format string, w io.Writer) error
 	PruneImages(ctx context.Context) (freed api.Bytes, digests []string, err error)
+}
+
+// KernelBackend keeps the kernels that boot images in machines.
+type KernelBackend interface {
+	AllKernels(ctx context.Context) ([]api.Kernel, error)
+	Kernel(ctx context.Context, name string) (*api.Kernel, error)
+	AddKernel(ctx context.Context, in api.KernelAdd) (*api.Kernel, error)
+	ImportKernel(ctx context.Context, in api.KernelAdd, r io.Reader) (*api.Kernel, error)
+	FetchKernel(ctx context.Context, in api.KernelFetch) (*api.Operation, error)
+	SetDefaultKernel(ctx context.Context, name string) (*api.Kernel, error)
+	DeleteKernel(ctx context.Context, name string) error
 }
 
 // StorageBackend keeps pools, volumes and networks. Pools belong to the host,

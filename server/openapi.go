@@ -29,6 +29,7 @@ var tags = []*huma.Tag{
 	{Name: "instances", Description: "Guests: make, change, start, stop and delete them"},
 	{Name: "guests", Description: "Reach into a guest: commands, console, files, logs, counters"},
 	{Name: "images", Description: "Read-only root file systems on this host"},
+	{Name: "kernels", Description: "What boots images in machines: kernels of this host"},
 	{Name: "storage", Description: "Pools and volumes"},
 	{Name: "networks", Description: "Virtual switches"},
 	{Name: "operations", Description: "Work in progress, and what happened"},

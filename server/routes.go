@@ -24,6 +24,7 @@ func (s *Server) routes() {
 	s.streamRoutes()
 	s.screenRoutes()
 	s.imageRoutes()
+	s.kernelRoutes()
 	s.poolRoutes()
 	s.volumeRoutes()
 	s.networkRoutes()
