@@ -2,11 +2,16 @@ package uml
 
 import (
 	"context"
-	"io"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
+	"github.com/cleave-project/cleave/engine/uml/mconsole"
 )
 
 // monitor runs linux.uml.
@@ -14,48 +19,97 @@ type monitor struct{}
 
 var _ machine.Monitor = (*monitor)(nil)
 
-var errNotYet = api.Errorf(api.CodeUnsupported, "paravirtual machines can't be run yet")
-
 // Name implements machine.Monitor.
 func (*monitor) Name() string { return "uml" }
 
 // Kind implements machine.Monitor.
 func (*monitor) Kind() api.Kind { return api.KindPVM }
 
-// Probe implements machine.Monitor.
-func (*monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
-	return engine.Capabilities{Reason: errNotYet}, nil
-}
+// Bounds of what a guest can have.
+const (
+	mostDisks = 16 // MAX_DEV in arch/um/drivers/ubd_kern.c
+	minMemory = 48 * api.MiB
+)
 
 // Validate implements machine.Monitor.
-func (*monitor) Validate(spec *engine.Spec) error { return errNotYet }
-
-// Command implements machine.Monitor.
-func (*monitor) Command(ctx context.Context, p *machine.Plan) (*machine.Command, error) {
-	return nil, errNotYet
+func (*monitor) Validate(spec *engine.Spec) error {
+	unsupported := func(field, what string) error {
+		return api.Errorf(api.CodeUnsupported, "kind pvm %s", what).WithField(field).
+			WithHint("choose kind vm for that (--kind vm)")
+	}
+	m := spec.Machine
+	disks := 4 + len(spec.Mounts)
+	if m != nil {
+		disks += len(m.Disks)
+	}
+	switch {
+	case m == nil:
+		return api.Errorf(api.CodeInternal, "instance %s: the kind pvm needs a machine's settings", spec.ID)
+	case m.Kernel.Image == "" || m.Firmware.Type != "":
+		return unsupported("spec.machine.firmware", "boots images with a kernel of the host's, and has no firmware for systems of their own")
+	case m.Firmware.TPM:
+		return unsupported("spec.machine.tpm", "has no TPM")
+	case m.Arch != "" && m.Arch != runtime.GOARCH:
+		return unsupported("spec.machine.arch", fmt.Sprintf("executes on the host's processor (%s), not on %s", runtime.GOARCH, m.Arch))
+	case m.CPUs > 1:
+		return unsupported("spec.resources.cpus", fmt.Sprintf("has one virtual CPU, not %d", m.CPUs))
+	case m.Restore != "":
+		return unsupported("spec.machine", "can't save and restore a guest's memory")
+	case disks > mostDisks:
+		return unsupported("spec.mounts", fmt.Sprintf("has %d disks at most, not %d", mostDisks, disks))
+	case m.Memory < minMemory:
+		return api.Errorf(api.CodeInvalid, "%s of memory: a guest of kind pvm needs %s to come up", m.Memory, minMemory).
+			WithField("spec.resources.memory")
+	}
+	for _, d := range m.Disks {
+		if d.CDROM {
+			return unsupported("spec.machine.iso", "has no CD drive")
+		}
+	}
+	return nil
 }
 
-// Running implements machine.Monitor.
-func (*monitor) Running(ctx context.Context, g *machine.Guest) error { return errNotYet }
-
-// Agent implements machine.Monitor.
-func (*monitor) Agent(ctx context.Context, g *machine.Guest) (io.ReadWriteCloser, error) {
-	return nil, errNotYet
+// console is where a guest is told what its agent can't be.
+func console(g *machine.Guest) *mconsole.Console {
+	return &mconsole.Console{
+		Dir: filepath.Join(g.Dir, ownDir), Name: filepath.Join(umid, "mconsole"), Replies: filepath.Join(g.Dir, replyDir),
+	}
 }
 
-// Pause implements machine.Monitor.
-func (*monitor) Pause(ctx context.Context, g *machine.Guest) error { return errNotYet }
+// patience is how long a guest's kernel may take for an answer.
+const patience = 10 * time.Second
+
+func command(ctx context.Context, g *machine.Guest, command string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := console(g).Command(ctx, command)
+	return err
+}
+
+// Running implements machine.Monitor. There's nothing to be said to it yet:
+// its kernel answers when it has booted, which the agent tells as well.
+func (*monitor) Running(context.Context, *machine.Guest) error { return nil }
+
+// Pause implements machine.Monitor. The guest's kernel could be asked to stop
+// itself, but one that hangs or doesn't want to would not.
+func (*monitor) Pause(context.Context, *machine.Guest) error { return errors.ErrUnsupported }
 
 // Resume implements machine.Monitor.
-func (*monitor) Resume(ctx context.Context, g *machine.Guest) error { return errNotYet }
+func (*monitor) Resume(context.Context, *machine.Guest) error { return errors.ErrUnsupported }
 
 // PowerButton implements machine.Monitor.
-func (*monitor) PowerButton(ctx context.Context, g *machine.Guest) error { return errNotYet }
-
-// Update implements machine.Monitor.
-func (*monitor) Update(ctx context.Context, g *machine.Guest, r api.Resources) error {
-	return errNotYet
+func (*monitor) PowerButton(ctx context.Context, g *machine.Guest) error {
+	return command(ctx, g, "cad")
 }
 
-// Ended implements machine.Monitor.
-func (*monitor) Ended(g *machine.Guest) api.ExitStatus { return api.ExitStatus{} }
+// Update implements machine.Monitor. All of it is the cgroup's.
+func (*monitor) Update(context.Context, *machine.Guest, api.Resources) error { return nil }
+
+// Ended implements machine.Monitor. linux.uml aborts when the guest's kernel
+// panics (panic_exit in arch/um/kernel/um_arch.c), and only then.
+func (*monitor) Ended(g *machine.Guest) api.ExitStatus {
+	if g.Exit.Signal == "SIGABRT" {
+		return api.ExitStatus{Code: g.Exit.Code, Signal: g.Exit.Signal, Reason: "panic"}
+	}
+	return api.ExitStatus{}
+}

@@ -1,0 +1,64 @@
+package uml
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/machine"
+)
+
+// Agent implements machine.Monitor. The stream ends with the monitor, which
+// is the other side of both FIFOs; what an earlier daemon didn't read is still
+// in them. Only one at a time, of whatever process, has it.
+func (*monitor) Agent(_ context.Context, g *machine.Guest) (io.ReadWriteCloser, error) {
+	// Without a writer, or a reader, there's nothing to wait for.
+	out, err := os.OpenFile(filepath.Join(g.Dir, agentOut), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's channel: %w", err)
+	}
+	in, err := os.OpenFile(filepath.Join(g.Dir, agentIn), os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENXIO) {
+		err = api.Errorf(api.CodeConflict, "the guest's monitor has ended")
+	}
+	if err == nil {
+		err = lock(out)
+	}
+	if err != nil {
+		_ = out.Close()
+		if in != nil {
+			_ = in.Close()
+		}
+		return nil, fmt.Errorf("open the agent's channel: %w", err)
+	}
+	return &channel{in, out}, nil
+}
+
+// lock keeps others from reading half of what comes. It ends with f.
+func lock(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		return err
+	}
+	if failed == unix.EWOULDBLOCK {
+		return api.Errorf(api.CodeConflict, "another process talks to the agent")
+	}
+	return failed
+}
+
+// channel is the host's end of a serial line.
+type channel struct{ in, out *os.File }
+
+func (c *channel) Read(p []byte) (int, error)  { return c.out.Read(p) }
+func (c *channel) Write(p []byte) (int, error) { return c.in.Write(p) }
+func (c *channel) Close() error                { return errors.Join(c.in.Close(), c.out.Close()) }

@@ -1,0 +1,216 @@
+package uml
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/machine"
+	"github.com/cleave-project/cleave/engine/machine/jail"
+)
+
+// Names in a guest's runtime directory.
+const (
+	agentIn  = "agent.in"  // FIFO to the guest's agent
+	agentOut = "agent.out" // FIFO from it
+	ownDir   = "uml"       // what linux.uml makes for itself
+	replyDir = "replies"   // where answers of its management console come to
+	umid     = "u"
+)
+
+// Command implements machine.Monitor.
+func (*monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command, err error) {
+	program, err := filepath.EvalSymlinks(p.Machine.Kernel.Image)
+	if err != nil {
+		return nil, fmt.Errorf("find kernel %s: %w", p.Machine.Kernel.Name, err)
+	}
+	c := &commandLine{Command: &machine.Command{
+		Exe: program,
+		// A reboot executes this path anew, with all descriptors.
+		Args: []string{program},
+		Env:  []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp"},
+		Show: []string{program},
+		// The guest's processes are traced children.
+		Trace:    true,
+		Overhead: overhead(p.Machine.Memory),
+	}}
+	defer func() {
+		if err != nil {
+			for _, f := range c.given {
+				_ = f.Close()
+			}
+		}
+	}()
+	c.add(fmt.Sprintf("mem=%dM", max(1, p.Machine.Memory/api.MiB)))
+	if err := c.initrd(p.Machine.Kernel.Initrd); err != nil {
+		return nil, err
+	}
+	c.disks(p)
+	if err := c.channels(p); err != nil {
+		return nil, err
+	}
+	if err := c.console(p); err != nil {
+		return nil, err
+	}
+	c.network(p)
+	// The guest's root can mount file systems of the monitor's (hostfs), but
+	// those that only try see an empty directory.
+	c.add("hostfs=/proc/self/fdinfo/none")
+	c.add("quiet", "loglevel="+loglevel(p), "panic=-1", "cleave.disks=ubd")
+	c.add(strings.Fields(p.Machine.Kernel.Args)...)
+	return c.Command, nil
+}
+
+// loglevel is which of the kernel's messages come to its console. That of an
+// application guest is its entry point's standard error, in which nothing
+// belongs ("reboot: Power down" would be in every log, at level 0), but the
+// reason of a panic, which comes in any case. Everywhere, complaints about
+// its own configuration, at level 3, would be the first lines.
+func loglevel(p *machine.Plan) string {
+	if p.System {
+		return "3"
+	}
+	return "0"
+}
+
+// overhead is what linux.uml takes beside the guest's RAM: its own kernel,
+// and the page tables and stubs of a process of the host for each of the
+// guest's.
+func overhead(ram api.Bytes) api.Bytes { return 64*api.MiB + ram/8 }
+
+// commandLine is a Command that is being made.
+type commandLine struct {
+	*machine.Command
+	given []*os.File // to be closed if nothing comes of it
+}
+
+func (c *commandLine) add(args ...string) { c.Args = append(c.Args, args...) }
+
+func (c *commandLine) give(f *os.File) int {
+	c.given = append(c.given, f)
+	return c.Give(f)
+}
+
+func (c *commandLine) initrd(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the initramfs: %w", err)
+	}
+	c.add("initrd=" + descriptor(c.give(f)))
+	return nil
+}
+
+// descriptor is the path by which the monitor opens what it was given.
+func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// disks gives the guest its disks as ubda, ubdb, ..., in their order. They
+// have the flag d, that there's nothing but data in them: a guest could
+// write the header of a copy-on-write file, which names another file, to its
+// own disk, and linux.uml would open that at the next start.
+func (c *commandLine) disks(p *machine.Plan) {
+	n := 0
+	disk := func(f *os.File, readOnly bool) {
+		if f == nil {
+			return
+		}
+		flags := "d"
+		if readOnly {
+			flags = "rd"
+		}
+		c.add(fmt.Sprintf("ubd%d%s=%s", n, flags, descriptor(c.File(f))))
+		n++
+	}
+	disk(p.Image, true)
+	disk(p.Root, false)
+	disk(p.Control, false)
+	disk(p.Modules, true)
+	for i, f := range p.Volumes {
+		disk(f, p.Mounts[i].ReadOnly)
+	}
+	for i, f := range p.Disks {
+		disk(f, p.Machine.Disks[i].ReadOnly)
+	}
+}
+
+// channels connects the guest's serial lines: ttyS0 the console, ttyS1
+// standard output or the terminal, ttyS2 standard error, ttyS3 the agent.
+//
+// A line is raw, but for what the guest's own terminal settings do. When its
+// descriptor can't take more, the guest's writers wait; 3 MB/s were measured.
+// When one that it reads ends, the line hangs up and never comes back: so
+// the agent's is open for writing too, in the monitor itself. Reading takes a
+// system call for each byte. All of it goes on after a reboot.
+func (c *commandLine) channels(p *machine.Plan) error {
+	in, err := fifo(filepath.Join(p.Dir, agentIn))
+	if err != nil {
+		return err
+	}
+	inFD := c.give(in)
+	out, err := fifo(filepath.Join(p.Dir, agentOut))
+	if err != nil {
+		return err
+	}
+	lines := []string{"null", "null", "null", fmt.Sprintf("fd:%d,fd:%d", inFD, c.give(out))}
+	switch {
+	case p.System:
+		lines[0] = fmt.Sprintf("fd:%d", c.Std(0, os.O_RDWR))
+	case p.Proc.TTY:
+		lines[0] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
+		lines[1] = fmt.Sprintf("fd:%d", c.Std(0, os.O_RDWR))
+	default:
+		lines[0] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
+		lines[1] = fmt.Sprintf("null,fd:%d", c.Std(1, os.O_WRONLY))
+		lines[2] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
+	}
+	c.add("con=null", "con0=null", "console=ttyS0", "ssl=null")
+	for i, line := range lines {
+		c.add(fmt.Sprintf("ssl%d=%s", i, line))
+	}
+	return nil
+}
+
+// fifo makes a FIFO, if it isn't there, and opens it for both ways, so that
+// neither the end of a daemon nor there being none is seen in the guest.
+func fifo(path string) (*os.File, error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "make", Path: path, Err: err}
+	}
+	return os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+}
+
+// console gives the management console its place.
+func (c *commandLine) console(p *machine.Plan) error {
+	own, replies := filepath.Join(p.Dir, ownDir), filepath.Join(p.Dir, replyDir)
+	for _, dir := range []string{own, replies} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	owner := int(p.UIDBase) + jail.ID
+	if err := os.Lchown(own, owner, owner); err != nil {
+		return err
+	}
+	c.Write, c.Show = append(c.Write, own), append(c.Show, replies)
+	c.add("uml_dir="+own, "umid="+umid)
+	return nil
+}
+
+// network has the guest open a tap of its own network namespace for each NIC
+// (Wire). The host does checksums and segmentation (virtio headers, which
+// this transport always has), and gives packets together (gro).
+func (c *commandLine) network(p *machine.Plan) {
+	for i, n := range p.NICs {
+		c.add(fmt.Sprintf("vec%d:transport=tap,ifname=%s,mac=%s,gro=1", i, wire(i), n.MAC))
+	}
+	if len(p.NICs) > 0 {
+		c.Devices = append(c.Devices, "net/tun")
+	}
+}
+
+// wire is the name of NIC i's tap, which only the monitor sees.
+func wire(i int) string { return fmt.Sprintf("wire%d", i) }
