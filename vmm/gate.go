@@ -1,0 +1,61 @@
+package vmm
+
+import "sync"
+
+// gate is what vCPUs pass before they enter the guest.
+type gate struct {
+	mu      sync.Mutex
+	change  *sync.Cond
+	closed  bool
+	members int // vCPUs that live
+	waiting int // of them, before the gate
+}
+
+func (g *gate) init() { g.change = sync.NewCond(&g.mu) }
+
+func (g *gate) join() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members++
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members--
+	g.change.Broadcast()
+}
+
+// pass waits while the gate is shut.
+func (g *gate) pass() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.closed {
+		g.waiting++
+		g.change.Broadcast()
+		g.change.Wait()
+		g.waiting--
+	}
+}
+
+// shut lets nobody pass any more; wait returns when all are before the gate.
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
+
+func (g *gate) wait() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.closed && g.waiting < g.members {
+		g.change.Wait()
+	}
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = false
+	g.change.Broadcast()
+}
