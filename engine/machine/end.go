@@ -45,7 +45,7 @@ func (e *Engine) status(g keeper.Guest) api.ExitStatus {
 
 // ending is how a guest ended whose monitor's process ended like that.
 func (e *Engine) ending(id string, process api.ExitStatus) api.ExitStatus {
-	s := e.told(id)
+	s := e.told(id, process)
 	if s.Reason == byExit || s.Reason == byPowerOff {
 		return s
 	}
@@ -73,7 +73,7 @@ func (e *Engine) ending(id string, process api.ExitStatus) api.ExitStatus {
 
 // told is how a guest ended as it said itself, or as its monitor knows; a zero
 // Reason if nobody said anything.
-func (e *Engine) told(id string) api.ExitStatus {
+func (e *Engine) told(id string, process api.ExitStatus) api.ExitStatus {
 	r, err := e.book.Read(id)
 	if err != nil || r.Machine == nil {
 		return api.ExitStatus{Code: -1}
@@ -89,7 +89,9 @@ func (e *Engine) told(id string) api.ExitStatus {
 			return s.Exit
 		}
 	}
-	if s := e.monitor.Ended(e.guest(r)); s.Reason != "" {
+	g := e.guest(r)
+	g.Exit = process
+	if s := e.monitor.Ended(g); s.Reason != "" {
 		return s
 	}
 	if r.Machine.Firmware {

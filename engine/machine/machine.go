@@ -125,7 +125,7 @@ func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) {
 		// Nobody saw the monitor's process end, but the guest has said how it
 		// did, perhaps.
 		if !g.Running && g.Exit != nil && g.Exit.Code == -1 {
-			if s := e.told(g.ID); s.Reason != "" {
+			if s := e.told(g.ID, *g.Exit); s.Reason != "" {
 				list[i].Exit, list[i].Lost = &s, nil
 			}
 		}
