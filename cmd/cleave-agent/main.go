@@ -1,7 +1,11 @@
-// Command cleave-agent is the first process of a guest: it builds the guest's
-// wall from inside (package setup), and is executed again behind it as the
-// guest's PID 1, or beside the guest's own init. It is started by the keeper,
-// with a listening unix socket as descriptor 3.
+// Command cleave-agent is everything of ours that runs for one guest alone. In
+// a container it is the first process: it builds the wall from inside
+// (package setup), and is executed again behind it as the guest's PID 1, or
+// beside the guest's own init. In a machine's initramfs it is /init (package
+// boot). Around a machine's monitor it builds the wall (package jail). In a
+// system of its own it serves on a port, if its owner installs it there.
+//
+// But for the last, other programs of ours start it.
 package main
 
 import (
@@ -12,13 +16,20 @@ import (
 
 	"github.com/cleave-project/cleave/agent/guest"
 	"github.com/cleave-project/cleave/engine/container/setup"
+	"github.com/cleave-project/cleave/engine/machine/boot"
 	"github.com/cleave-project/cleave/engine/machine/jail"
 )
 
-// listener is the descriptor of the guest's socket.
+// listener is the descriptor of a container's socket.
 const listener = 3
 
+// initName is what the kernel executes in an initramfs.
+const initName = "/init"
+
 func main() {
+	if os.Getpid() == 1 && os.Args[0] == initName {
+		boot.Run()
+	}
 	code, err := run(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cleave-agent:", err)
@@ -31,6 +42,9 @@ func run(args []string) (int, error) {
 	case len(args) == 0:
 		runtime.LockOSThread()
 		return 1, setup.Run(listener)
+	case len(args) == 1 && args[0] == jail.Arg:
+		runtime.LockOSThread()
+		return 1, jail.Main()
 	case len(args) == 1 && args[0] == setup.ArgServe:
 		l, err := listen()
 		if err != nil {
@@ -39,11 +53,12 @@ func run(args []string) (int, error) {
 		return 1, guest.Serve(l)
 	case len(args) == 2 && args[0] == setup.ArgResume:
 		return initialize(args[1])
-	case len(args) == 1 && args[0] == jail.Arg:
-		runtime.LockOSThread()
-		return 1, jail.Main()
+	case len(args) == 1 && args[0] == boot.ArgCompanion:
+		return 1, boot.Companion()
+	case len(args) == 2 && args[0] == boot.ArgServePort:
+		return 1, boot.ServePort(args[1])
 	}
-	return 2, fmt.Errorf("arguments %q are not known: this program is for cleaved to start", args)
+	return 2, fmt.Errorf("arguments %q are not known; in a system of its own: cleave-agent %s /dev/virtio-ports/org.cleave.agent", args, boot.ArgServePort)
 }
 
 // initialize is PID 1 of an application guest.
