@@ -18,17 +18,29 @@ import (
 const noticeable = time.Second
 
 func (a *app) imageImportCmd() *cobra.Command {
-	var name string
+	var name, format string
+	formats := []string{"raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "ova", "iso"}
 	cmd := &cobra.Command{
-		Use:   "import FILE",
-		Short: "Make an image of an archive",
-		Long:  "FILE (- for standard input) is an OCI layout or a docker-save archive, or the tarball of a root file system; plain or compressed by gzip, xz or zstd. The name and the digest of the image are printed.",
-		Example: `  cleave image import --name mine:1 rootfs.tar.zst
-  docker save app:2 | cleave image import -`,
-		Args: args(1, 1, "FILE"),
+		Use:   "import FILE [NAME]",
+		Short: "Make an image of an archive or a disk",
+		Long:  "FILE (- for standard input) is an OCI layout or a docker-save archive, the tarball of a root file system, a disk of a system of its own (qcow2, raw, vmdk, vhdx, vhd, vdi, or the one in an ova), or an installer's medium (iso); plain or compressed by gzip, xz or zstd. Which it is, its content tells. A disk must be whole in itself: one with a backing file or with extents in other files is refused. The name and the digest of the image are printed.",
+		Example: `  cleave image import rootfs.tar.zst mine:1
+  docker save app:2 | cleave image import -
+  cleave image import debian-12-generic-amd64.qcow2 debian-disk
+  cleave image import --format raw partition.img data`,
+		Args: args(1, 2, "FILE [NAME]"),
 	}
-	cmd.Flags().StringVar(&name, "name", "", "name of the image (default: the archive's own)")
+	cmd.Flags().StringVar(&name, "name", "", "name of the image, as NAME (default: the archive's own)")
+	cmd.Flags().StringVar(&format, "format", "", "format of a disk, needed only for a raw one without partitions")
+	named(cmd.Flags(), "format", "FORMAT")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 2 && name != "" && name != args[1]:
+			return usagef("two names are given: %s and %s", args[1], name)
+		case len(args) == 2:
+			name = args[1]
+		}
 		archive, size := a.in, int64(0)
 		if args[0] != "-" {
 			f, err := os.Open(args[0])
@@ -47,7 +59,7 @@ func (a *app) imageImportCmd() *cobra.Command {
 		}
 		rep := progress.New(a.err, noticeable)
 		defer rep.Close()
-		img, err := c.ImportImage(cmd.Context(), name, rep.Reader(archive, "import", progress.State{Title: "import " + filepath.Base(args[0]), Total: size}))
+		img, err := c.ImportImage(cmd.Context(), name, format, rep.Reader(archive, "import", progress.State{Title: "import " + filepath.Base(args[0]), Total: size}))
 		if err != nil {
 			return err
 		}
@@ -63,18 +75,19 @@ func (a *app) imageImportCmd() *cobra.Command {
 
 func (a *app) imageExportCmd() *cobra.Command {
 	var format, file string
-	formats := []string{"oci", "tar"}
+	formats := []string{"oci", "tar", "qcow2", "raw", "ova"}
 	cmd := &cobra.Command{
 		Use:   "export IMAGE",
-		Short: "Write an image to an archive",
+		Short: "Write an image to an archive or a disk file",
 		Example: `  cleave image export debian:bookworm --file debian.tar
+  cleave image export debian-disk --format ova --file debian.ova
   cleave image export mine --format tar | zstd >rootfs.tar.zst`,
 		Args:              args(1, 1, "IMAGE"),
 		ValidArgsFunction: a.complete(1, imageNames),
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&format, "format", "oci", "oci: an OCI layout, to import elsewhere; tar: the root file system alone")
-	named(fs, "format", "oci|tar")
+	fs.StringVar(&format, "format", "", "oci: an OCI layout, to import elsewhere; tar: the root file system alone; for a disk qcow2, raw or ova (default: oci, of a disk qcow2)")
+	named(fs, "format", "oci|tar|qcow2|raw|ova")
 	fs.StringVarP(&file, "file", "f", "", "write to a file instead of standard output")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -42,6 +42,7 @@ func (a *app) imageListing() output.Listing[api.Image] {
 				return strings.Join(names, " ")
 			}},
 			{Head: "DIGEST", Cell: func(i api.Image) string { return shortDigest(i.Digest) }, Raw: func(i api.Image) string { return i.Digest }},
+			{Head: "TYPE", Cell: func(i api.Image) string { return i.Type }},
 			{Head: "PLATFORM", Cell: func(i api.Image) string { return i.Platform }},
 			{Head: "KIND", Extra: true, Cell: func(i api.Image) string { return map[bool]string{true: "system", false: "application"}[i.System] }},
 			amount("SIZE", func(i api.Image) api.Bytes { return i.Size }),
@@ -56,12 +57,23 @@ func (a *app) describeImage(s *output.Sections, i *api.Image) {
 	c := &i.Config
 	s.Each("Names", i.Names)
 	s.Pair("Digest", i.Digest)
+	s.Pair("Type", map[string]string{"root": "root file system", "disk": "disk of a system of its own", "iso": "medium"}[i.Type])
 	s.Pair("Platform", i.Platform)
-	s.Pair("Kind", map[bool]string{true: "system: its entry point is an init", false: "application"}[i.System])
+	isDisk := i.Type == "disk" || i.Type == "iso"
+	if !isDisk {
+		s.Pair("Kind", map[bool]string{true: "system: its entry point is an init", false: "application"}[i.System])
+	}
 	s.Pair("Size", i.Size.String())
+	if isDisk {
+		s.Pair("Seen by the guest", i.DiskSize.String())
+		s.Pair("Boots by", i.Firmware)
+	}
 	s.Pair("Source", i.Source)
 	s.Pair("On this host since", a.ago(&i.Created))
 	s.Each("Used by", i.UsedBy)
+	if isDisk {
+		return
+	}
 	s.Head("Configuration")
 	s.Pair("Entry point", quoted(c.Entrypoint))
 	s.Pair("Command", quoted(c.Cmd))

@@ -45,20 +45,29 @@ func (c *Client) BuildImage(ctx context.Context, b api.ImageBuild) (*api.Operati
 }
 
 // ImportImage makes an image of an archive: an OCI layout, a docker-save
-// archive or a root file system, compressed or not. An empty name keeps the
-// archive's own.
-func (c *Client) ImportImage(ctx context.Context, name string, archive io.Reader) (*api.Image, error) {
+// archive or a root file system; or of a disk or medium. They may be
+// compressed. An empty name keeps the archive's own, an empty format has a
+// disk's found out.
+func (c *Client) ImportImage(ctx context.Context, name, format string, archive io.Reader) (*api.Image, error) {
 	r := request{method: http.MethodPost, path: "/images/import", raw: archive, rawType: "application/octet-stream", query: url.Values{}}
 	if name != "" {
 		r.query.Set("name", name)
+	}
+	if format != "" {
+		r.query.Set("format", format)
 	}
 	return do[api.Image](ctx, c, r)
 }
 
 // ExportImage streams an image as "oci" (layout) or "tar" (root file
-// system). The caller closes the stream.
+// system), a disk as "qcow2", "raw" or "ova". An empty format is the first
+// that fits. The caller closes the stream.
 func (c *Client) ExportImage(ctx context.Context, ref, format string) (io.ReadCloser, error) {
-	resp, err := c.open(ctx, request{method: http.MethodGet, path: "/image/export", query: url.Values{"ref": {ref}, "format": {format}}})
+	q := url.Values{"ref": {ref}}
+	if format != "" {
+		q.Set("format", format)
+	}
+	resp, err := c.open(ctx, request{method: http.MethodGet, path: "/image/export", query: q})
 	if err != nil {
 		return nil, err
 	}

@@ -58,9 +58,14 @@ func (c *Controller) BuildImage(ctx context.Context, req api.ImageBuild) (*api.O
 	})
 }
 
-// ImportImage takes an archive in. The caller's stream is its progress.
-func (c *Controller) ImportImage(ctx context.Context, name string, r io.Reader) (*api.Image, error) {
-	img, err := c.images.Import(ctx, r, name, "", func(string, int64, int64) {})
+// ImportImage takes an archive in, or a disk, of a format or of one to be
+// found out. The caller's stream is its progress.
+func (c *Controller) ImportImage(ctx context.Context, name, format string, r io.Reader) (img *api.Image, err error) {
+	if format == "" {
+		img, err = c.images.Import(ctx, r, name, "", nil)
+	} else {
+		img, err = c.images.ImportDisk(ctx, r, name, format, nil)
+	}
 	_, err = c.imageMade("image.imported", name, img, err)
 	return img, err
 }
@@ -129,7 +134,7 @@ func (c *Controller) DeleteImage(ctx context.Context, ref string, force bool) er
 	return nil
 }
 
-// ExportImage writes an image as an archive.
+// ExportImage writes an image as an archive, or as a disk.
 func (c *Controller) ExportImage(ctx context.Context, ref, format string, w io.Writer) error {
 	return c.images.Export(ctx, ref, format, w)
 }

@@ -63,7 +63,9 @@ type GuestBackend interface {
 type ImageBackend interface {
 	PullImage(ctx context.Context, req api.ImagePull) (*api.Operation, error)
 	BuildImage(ctx context.Context, req api.ImageBuild) (*api.Operation, error)
-	ImportImage(ctx context.Context, name string, r io.Reader) (*api.Image, error)
+	// ImportImage takes an archive or a disk, of a format or of one to be found
+	// out.
+	ImportImage(ctx context.Context, name, format string, r io.Reader) (*api.Image, error)
 	Images(ctx context.Context) ([]api.Image, error)
 	Image(ctx context.Context, ref string) (*api.Image, error)
 	DeleteImage(ctx context.Context, ref string, force bool) error

@@ -55,7 +55,7 @@ func TestOwnClientIsUnderstood(t *testing.T) {
 	if _, err := c.Doctor(ctx); err != nil {
 		t.Errorf("Doctor: %v", err)
 	}
-	if im, err := c.ImportImage(ctx, "x", strings.NewReader("abc")); err != nil || im.Size != 3 {
+	if im, err := c.ImportImage(ctx, "x", "", strings.NewReader("abc")); err != nil || im.Size != 3 {
 		t.Errorf("ImportImage: %+v, %v", im, err)
 	}
 

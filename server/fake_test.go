@@ -172,7 +172,7 @@ func (f *fake) Logs(ctx context.Context, _, _ string, opts keeper.LogOptions, yi
 
 func (f *fake) Images(context.Context) ([]api.Image, error) { return f.images, nil }
 
-func (f *fake) ImportImage(_ context.Context, name string, r io.Reader) (*api.Image, error) {
+func (f *fake) ImportImage(_ context.Context, name, _ string, r io.Reader) (*api.Image, error) {
 	n, err := io.Copy(io.Discard, r)
 	return &api.Image{Names: []string{name}, Size: api.Bytes(n)}, err
 }

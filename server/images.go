@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"net/http"
 
@@ -40,12 +39,13 @@ type importImage struct {
 	Hostwide
 	Unconditional
 	Name   string `query:"name" doc:"Name of the image; the archive's own if left out"`
+	Format string `query:"format" enum:"raw,qcow2,vmdk,vhdx,vpc,vdi,ova,iso" doc:"Of a disk; found out from its content if left out"`
 	Upload upload
 }
 
 type exportImage struct {
 	ImageRef
-	Format string `query:"format" enum:"oci,tar" default:"oci" doc:"oci: an OCI layout; tar: the root file system"`
+	Format string `query:"format" enum:"oci,tar,qcow2,raw,ova" doc:"oci: an OCI layout; tar: the root file system; the others for disks. oci or qcow2 if left out"`
 }
 
 type deleteImage struct {
@@ -91,15 +91,15 @@ func (s *Server) imageRoutes() {
 			op, err := s.backend.BuildImage(ctx, in.Body)
 			return s.started(ctx, in.Waiting, op, err)
 		})
-	imp := route(tag, "import-image", http.MethodPost, "/v1/images/import", "Import an image from an archive")
-	imp.Description = "An OCI layout, a docker-save archive or a root file system as tar, compressed or not. The answer comes when the image is there."
+	imp := route(tag, "import-image", http.MethodPost, "/v1/images/import", "Import an image from an archive or a disk")
+	imp.Description = "An OCI layout, a docker-save archive, a root file system as tar, or a disk of a system of its own or an installer's medium (qcow2, raw, vmdk, vhdx, vpc, vdi, ova, iso), compressed or not. Disks must be whole in themselves. The answer comes when the image is there."
 	imp.RequestBody = &huma.RequestBody{Required: true, Content: binaryBody("application/octet-stream")}
 	handle(s, imp, func(ctx context.Context, in *importImage) (*plain[api.Image], error) {
-		return plainOf(s.backend.ImportImage(ctx, in.Name, in.Upload.body))
+		return plainOf(s.backend.ImportImage(ctx, in.Name, in.Format, in.Upload.body))
 	})
 	exp := route(tag, "export-image", http.MethodGet, "/v1/image/export", "Export an image as an archive")
 	exp.Description = "If it fails on the way the connection is cut."
-	exp.Responses = map[string]*huma.Response{"200": {Description: "The archive", Content: binaryBody(tarType)}}
+	exp.Responses = map[string]*huma.Response{"200": {Description: "The archive or disk", Content: binaryBody(tarType)}}
 	handle(s, exp, s.exportImage)
 	handle(s, route(tag, "delete-image", http.MethodDelete, "/v1/image", "Delete an image, or one of its names"),
 		func(ctx context.Context, in *deleteImage) (*nothing, error) {
@@ -119,6 +119,6 @@ func (s *Server) exportImage(_ context.Context, in *exportImage) (*stream, error
 	return &stream{Body: func(hc huma.Context) {
 		r, w := unwrap(hc)
 		out := newDownload(s, w, tarType)
-		out.finish("image "+in.Ref, s.backend.ExportImage(r.Context(), in.Ref, cmp.Or(in.Format, "oci"), out))
+		out.finish("image "+in.Ref, s.backend.ExportImage(r.Context(), in.Ref, in.Format, out))
 	}}, nil
 }
