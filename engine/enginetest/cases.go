@@ -23,9 +23,13 @@ func (s *suite) entryPointRuns(t *testing.T) {
 }
 
 func (s *suite) exitStatus(t *testing.T) {
-	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -TERM $$": 143} {
-		if out, st := s.run(t, s.spec(t, script)); st.Code != want {
-			t.Errorf("%s: status %+v, want %d, output %q", script, st, want, out)
+	type variant struct {
+		script string
+		want   int
+	}
+	for _, v := range some(s, variant{"exit 7", 7}, variant{"exit 0", 0}, variant{"kill -TERM $$", 143}) {
+		if out, st := s.run(t, s.spec(t, v.script)); st.Code != v.want {
+			t.Errorf("%s: status %+v, want %d, output %q", v.script, st, v.want, out)
 		}
 	}
 }
@@ -47,15 +51,15 @@ func (s *suite) refused(t *testing.T, spec *engine.Spec, code api.Code, text str
 }
 
 func (s *suite) missingProgram(t *testing.T) {
-	spec := s.spec(t, "")
-	spec.Proc.Args = []string{"/bin/nothing-here"}
-	s.refused(t, spec, api.CodeNotFound, "/bin/nothing-here")
-	spec.Proc.Args = []string{"nothing-here"}
-	s.refused(t, spec, api.CodeNotFound, "nothing-here")
+	for _, name := range some(s, "nothing-here", "/bin/nothing-here") {
+		spec := s.spec(t, "")
+		spec.Proc.Args = []string{name}
+		s.refused(t, spec, api.CodeNotFound, name)
+	}
 }
 
 func (s *suite) unrunnableProgram(t *testing.T) {
-	for _, file := range []string{"/etc/passwd", "/etc"} {
+	for _, file := range some(s, "/etc/passwd", "/etc") {
 		spec := s.spec(t, "")
 		spec.Proc.Args = []string{file}
 		s.refused(t, spec, api.CodeInvalid, file)
@@ -188,7 +192,7 @@ func (s *suite) sysctlsAndUlimits(t *testing.T) {
 	if out, _ := s.run(t, spec); out != "1\n4096\n0\n77\n88\n" {
 		t.Errorf("output %q", out)
 	}
-	for _, name := range []string{"kernel.hostname", "vm.overcommit_memory", "net/../vm/swappiness", "net.ipv4.no_such"} {
+	for _, name := range some(s, "kernel.hostname", "vm.overcommit_memory", "net/../vm/swappiness", "net.ipv4.no_such") {
 		spec := s.spec(t, "true")
 		spec.Sysctls = map[string]string{name: "1"}
 		s.refused(t, spec, api.CodeInvalid, "sysctl")
@@ -216,7 +220,7 @@ func (s *suite) waitLog(t *testing.T, id, text string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	timer := time.AfterFunc(20*time.Second, func() { c.Close() })
+	timer := time.AfterFunc(s.Patience, func() { c.Close() })
 	defer timer.Stop()
 	var got strings.Builder
 	buf := make([]byte, 4096)
@@ -265,7 +269,7 @@ func (s *suite) pause(t *testing.T) {
 	if err := s.Engine.Resume(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); cpu() <= before; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(s.Patience); cpu() <= before; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("a resumed guest doesn't run")
 		}
@@ -287,6 +291,9 @@ func (s *suite) agentExec(t *testing.T) {
 func (s *suite) memoryLimit(t *testing.T) {
 	spec := s.spec(t, `tail /dev/zero`)
 	spec.Resources.Memory = 32 * api.MiB
+	if s.Machine != nil {
+		spec.Resources.Memory = spec.Machine.Memory
+	}
 	_, st := s.run(t, spec)
 	if st.Code != 137 || !st.OOMKilled {
 		t.Errorf("status %+v", st)
@@ -296,7 +303,9 @@ func (s *suite) memoryLimit(t *testing.T) {
 func (s *suite) processLimit(t *testing.T) {
 	spec := s.spec(t, `bomb() { bomb | bomb & }; echo ready; bomb; sleep 1000`)
 	spec.Resources.PIDs = 60
-	spec.Resources.Memory = 256 * api.MiB
+	if s.Machine == nil {
+		spec.Resources.Memory = 256 * api.MiB
+	}
 	s.start(t, spec)
 	s.waitLog(t, spec.ID, "ready")
 	for range 20 {
@@ -309,7 +318,7 @@ func (s *suite) processLimit(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), s.Patience)
 	defer cancel()
 	if err := s.Engine.Clean(ctx, spec.ID); err != nil {
 		t.Errorf("clean of a fork bomb: %v", err)
@@ -322,14 +331,18 @@ func (s *suite) update(t *testing.T) {
 	}
 	spec := s.spec(t, `sleep 1000`)
 	s.start(t, spec)
+	less := 64 * api.MiB
+	if s.Machine != nil {
+		less = spec.Machine.Memory * 3 / 4
+	}
 	r := api.Resources{
-		CPUs: 0.5, CPUWeight: 200, CPUSet: "0", Memory: 64 * api.MiB, MemorySoft: 32 * api.MiB, PIDs: 100,
+		CPUs: 0.5, CPUWeight: 200, CPUSet: "0", Memory: less, MemorySoft: less / 2, PIDs: 100,
 		DiskRead: 10 * api.MiB, DiskWrite: 10 * api.MiB, DiskReadIO: 1000, DiskWriteO: 1000,
 	}
 	if err := s.Engine.Update(t.Context(), spec.ID, r, spec.Root.Dir); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := s.Engine.Stats(t.Context(), spec.ID); err != nil || st.MemoryLimit != 64*api.MiB {
+	if st, err := s.Engine.Stats(t.Context(), spec.ID); err != nil || st.MemoryLimit != less {
 		t.Errorf("limit %v, error %v", st.MemoryLimit, err)
 	}
 	if out, _ := s.exec(t, spec.ID, "grep", "Cpus_allowed_list", "/proc/self/status"); !strings.HasSuffix(out, "\t0\n") {
@@ -367,7 +380,7 @@ func (s *suite) reopen(t *testing.T) {
 	spec := s.spec(t, `echo ready; read x < /dev/zero; exec sleep 1000`)
 	g := s.start(t, spec)
 	s.Engine = s.Reopen(t)
-	s.exits = watch(s.Engine)
+	s.exits = watch(s.Engine, s.Patience)
 	gs, err := s.Engine.List(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ package enginetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -29,8 +30,15 @@ type Fixture struct {
 	// Image is a root file system with a POSIX shell and the usual tools in
 	// /bin, and a user called "user" with id 1000.
 	Image engine.Image
-	// Volume makes an empty directory or disk for a root or a volume.
+	// Volume makes an empty directory for a root or a volume.
 	Volume func(t *testing.T) string
+	// Machine is what a guest is made of that has a kernel of its own; nil for
+	// one that has not.
+	Machine *engine.Machine
+	// Patience is how long a guest may take for what one with the host's
+	// kernel does at once; 30 seconds if zero. It is a guard against hanging
+	// and no measure.
+	Patience time.Duration
 	// Reopen closes the engine and opens another one in its place, as a
 	// restarted daemon does.
 	Reopen func(t *testing.T) engine.Engine
@@ -49,7 +57,8 @@ func Run(t *testing.T, f Fixture) {
 	if !caps.Available {
 		t.Skipf("engine %s: %v", f.Engine.Name(), caps.Reason)
 	}
-	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine)}
+	f.Patience = cmp.Or(f.Patience, 30*time.Second)
+	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine, f.Patience)}
 	for _, c := range []struct {
 		name string
 		test func(*suite, *testing.T)
@@ -65,17 +74,20 @@ func Run(t *testing.T, f Fixture) {
 		{"RootVolumeKeepsWritesAcrossStarts", (*suite).rootPersists},
 		{"ReadOnlyRootRefusesWrites", (*suite).readOnlyRoot},
 		{"VolumesAreMounted", (*suite).volumes},
+		{"DiskVolumesAreMountedAndKeepWrites", (*suite).diskVolumes},
 		{"HostnameAndFilesAreTheGuestsOwn", (*suite).hostFiles},
 		{"SysctlsAndUlimitsAreSet", (*suite).sysctlsAndUlimits},
 		{"SignalReachesTheEntryPoint", (*suite).signal},
 		{"KillEndsEverything", (*suite).kill},
 		{"PauseStopsAndResumeContinues", (*suite).pause},
 		{"AgentExecutesBesideTheEntryPoint", (*suite).agentExec},
+		{"AgentCarriesTreesBothWays", (*suite).agentFiles},
 		{"MemoryLimitHolds", (*suite).memoryLimit},
 		{"ProcessLimitHolds", (*suite).processLimit},
 		{"LimitsChangeWhileRunning", (*suite).update},
 		{"StatsCount", (*suite).stats},
 		{"ListFindsGuestsOfAnEarlierDaemon", (*suite).reopen},
+		{"EndIsKnownThatNoDaemonSaw", (*suite).endUnseen},
 		{"CleanIsIdempotent", (*suite).cleanTwice},
 		{"GuestsDoNotSeeEachOther", (*suite).strangers},
 	} {
@@ -85,13 +97,15 @@ func Run(t *testing.T, f Fixture) {
 
 // exits keeps every end that an engine delivers.
 type exits struct {
+	patience time.Duration
+
 	mu   sync.Mutex
 	seen map[string][]engine.Exit
 	more chan struct{} // closed and replaced with every end
 }
 
-func watch(e engine.Engine) *exits {
-	x := &exits{seen: map[string][]engine.Exit{}, more: make(chan struct{})}
+func watch(e engine.Engine, patience time.Duration) *exits {
+	x := &exits{patience: patience, seen: map[string][]engine.Exit{}, more: make(chan struct{})}
 	go func() { // ends when the engine is closed
 		for exit := range e.Exits() {
 			x.mu.Lock()
@@ -107,7 +121,7 @@ func watch(e engine.Engine) *exits {
 // of waits for the end of a guest.
 func (x *exits) of(t *testing.T, id string) engine.Exit {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(x.patience)
 	for {
 		x.mu.Lock()
 		got, more := x.seen[id], x.more
@@ -128,13 +142,26 @@ var serial atomic.Uint32
 // spec is a guest that runs a shell script.
 func (s *suite) spec(t *testing.T, script string) *engine.Spec {
 	n := serial.Add(1)
-	return &engine.Spec{
+	spec := &engine.Spec{
 		ID: "suite" + string(rune('a'+n/26%26)) + string(rune('a'+n%26)), Name: strings.ToLower(t.Name()),
 		Project: "default", Hostname: "box", Epoch: 1,
 		Image: s.Image, Root: engine.Root{Dir: s.Volume(t)},
 		Proc:    engine.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}},
 		UIDBase: 1<<20 + n<<16, IDCount: 1 << 16,
 	}
+	if s.Machine != nil {
+		m := *s.Machine
+		spec.Machine, spec.Root.Size = &m, 256*api.MiB
+	}
+	return spec
+}
+
+// some are as many of a case's variants as it is worth to boot for.
+func some[T any](s *suite, variants ...T) []T {
+	if s.Machine != nil {
+		return variants[:1]
+	}
+	return variants
 }
 
 // start starts a guest and cleans it up after the test.
@@ -149,7 +176,7 @@ func (s *suite) start(t *testing.T, spec *engine.Spec) *engine.Guest {
 }
 
 func (s *suite) forget(t *testing.T, id string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), s.Patience)
 	defer cancel()
 	if err := s.Engine.Forget(ctx, id); err != nil {
 		t.Errorf("forget: %v", err)
@@ -177,20 +204,27 @@ func (s *suite) log(t *testing.T, id string) string {
 	return b.String()
 }
 
-// exec runs a command by the guest's agent.
-func (s *suite) exec(t *testing.T, id string, command ...string) (string, int) {
+// agent connects to the guest's agent.
+func (s *suite) agent(ctx context.Context, t *testing.T, id string) *agent.Client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
 	conn, err := s.Engine.Agent(ctx, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
 	c, err := agent.Dial(ctx, conn)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// exec runs a command by the guest's agent.
+func (s *suite) exec(t *testing.T, id string, command ...string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), s.Patience)
+	defer cancel()
+	c := s.agent(ctx, t, id)
 	defer c.Close()
 	x, err := c.Exec(ctx, agent.ExecRequest{Command: command})
 	if err != nil {
