@@ -54,11 +54,15 @@ func absolute(name string) error {
 // Put reads tar to its end and no further; when the guest refuses what it
 // gets, Put returns after tar's next Read.
 func (c *Client) Put(ctx context.Context, path string, tar io.Reader) error {
-	what := fmt.Sprintf("copying to %s in the guest", path)
 	if err := absolute(path); err != nil {
 		return err
 	}
-	call, err := c.open(ctx, what, &wire.Request{Op: wire.OpPut, Path: path, Streams: 1})
+	return c.put(ctx, fmt.Sprintf("copying to %s in the guest", path), &wire.Request{Op: wire.OpPut, Path: path, Streams: 1}, tar)
+}
+
+// put makes a request that takes a stream.
+func (c *Client) put(ctx context.Context, what string, q *wire.Request, tar io.Reader) error {
+	call, err := c.open(ctx, what, q)
 	if err != nil {
 		return err
 	}
@@ -133,11 +137,15 @@ func send(s *yamux.Stream, src io.Reader, ended <-chan struct{}) error {
 // was read is an error at the stream's end. The stream is the guest's word:
 // whoever unpacks it must expect any name in it. ctx bounds the whole.
 func (c *Client) Get(ctx context.Context, path string) (io.ReadCloser, error) {
-	what := fmt.Sprintf("copying %s from the guest", path)
 	if err := absolute(path); err != nil {
 		return nil, err
 	}
-	call, err := c.open(ctx, what, &wire.Request{Op: wire.OpGet, Path: path, Streams: 1})
+	return c.get(ctx, fmt.Sprintf("copying %s from the guest", path), &wire.Request{Op: wire.OpGet, Path: path, Streams: 1})
+}
+
+// get makes a request that gives a stream.
+func (c *Client) get(ctx context.Context, what string, q *wire.Request) (io.ReadCloser, error) {
+	call, err := c.open(ctx, what, q)
 	if err != nil {
 		return nil, err
 	}

@@ -64,14 +64,16 @@ func InitMachine(m Machine, l net.Listener, started func(error)) api.ExitStatus 
 }
 
 // InitMaintenance is PID 1 of a machine that has nothing to run but the
-// agent. It returns when it is asked to power off.
-func InitMaintenance(env []string, l net.Listener) (reboot bool) {
+// agent. disk is the directory that holds the root's writable layer, upper,
+// and work. It returns when it is asked to power off.
+func InitMaintenance(env []string, disk *os.File, l net.Listener) (reboot bool) {
 	r := newReaper(true)
 	if err := prepareSelf(); err != nil {
 		slog.Error("agent", "error", err)
 		return false
 	}
 	s := newServer(Process{Env: env}, r)
+	s.disk = disk
 	off := make(chan bool, 1)
 	s.powerOff = func(reboot bool) error {
 		select {

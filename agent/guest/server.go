@@ -27,6 +27,9 @@ type server struct {
 	entry *entryPoint
 	// powerOff shuts the guest down, nil if it can't be.
 	powerOff func(reboot bool) error
+	// disk holds the root's writable layer, where nothing else uses that; nil
+	// elsewhere.
+	disk *os.File
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -211,6 +214,10 @@ func (s *server) answer(q *request) {
 		q.done(s.power(q.Reboot))
 	case q.Op == wire.OpClock:
 		q.done(setClock(q))
+	case q.Op == wire.OpLayer && len(q.data) == 1:
+		s.layer(q)
+	case q.Op == wire.OpRelayer && len(q.data) == 1:
+		s.relayer(q)
 	default:
 		q.fail(api.Errorf(api.CodeUnsupported, "the guest's agent doesn't know the request %q", q.Op).
 			WithHint("restart the instance to give it this host's agent"))

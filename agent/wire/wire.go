@@ -32,6 +32,12 @@
 //	power    -                                  Done
 //	clock    -                                  Done
 //
+// Since version 2, of a machine under maintenance, whose root's writable
+// layer (package layer) nothing uses:
+//
+//	layer    1: it, from the guest              Started, Done
+//	relayer  1: another one, to the guest       Done
+//
 // Done comes after the guest has ended its data streams: whoever has it has
 // all data. An Error may come in place of any reply and is the last one. When
 // the host ends its side of the control stream before the last reply it has
@@ -71,6 +77,9 @@ const (
 	OpMetrics = "metrics"
 	OpPower   = "power"
 	OpClock   = "clock"
+
+	OpLayer   = "layer"
+	OpRelayer = "relayer"
 )
 
 // Request is the first message of the host on a control stream.

@@ -39,7 +39,8 @@ func (m *machine) mountRoot() error {
 			return fmt.Errorf("root disk: %w", err)
 		}
 	}
-	options := "lowerdir=" + imageDir + ",upperdir=" + diskDir + "/upper,workdir=" + diskDir + "/work"
+	// As in containers, so that a layer is the same tree behind every wall.
+	options := "lowerdir=" + imageDir + ",upperdir=" + diskDir + "/upper,workdir=" + diskDir + "/work,index=off,metacopy=off,redirect_dir=on"
 	if err := mount("overlay", "overlay", rootDir, 0, options); err != nil {
 		return fmt.Errorf("put image and root disk together: %w", err)
 	}

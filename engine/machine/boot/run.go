@@ -78,7 +78,7 @@ func (m *machine) maintain() error {
 	if err := m.note(); err != nil {
 		return err
 	}
-	guest.InitMaintenance(m.boot.Process.Env, link.Listen(agent))
+	guest.InitMaintenance(m.boot.Process.Env, m.disk, link.Listen(agent))
 	m.status.Phase, m.status.Exit = vitals.PhaseEnded, api.ExitStatus{Reason: "poweroff"}
 	m.end(nil)
 	return nil
