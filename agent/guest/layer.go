@@ -11,7 +11,7 @@ import (
 
 	"github.com/cleave-project/cleave/agent/wire"
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/internal/layer"
+	"github.com/cleave-project/cleave/image/layer"
 )
 
 // upper opens the root's writable layer. The overlay that has it as well is
