@@ -40,6 +40,10 @@ func (m *machine) end(lines []*port) {
 	}
 	unix.Sync()
 	m.settle()
+	// The console may be the entry point's standard error, where the kernel's
+	// farewell doesn't belong. It can't be silent from the start: at level 0 it
+	// wouldn't tell of a panic either (console_verbose in kernel/printk).
+	_ = os.WriteFile("/proc/sys/kernel/printk", []byte("0"), 0)
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	select {} // PID 1 must not return
 }
