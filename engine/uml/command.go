@@ -62,6 +62,7 @@ func (*monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command,
 	// those that only try see an empty directory.
 	c.add("hostfs=/proc/self/fdinfo/none")
 	c.add("quiet", "loglevel="+loglevel(p), "panic=-1", "cleave.disks=ubd")
+	c.add(haste(p)...)
 	c.add(strings.Fields(p.Machine.Kernel.Args)...)
 	return c.Command, nil
 }
@@ -76,6 +77,19 @@ func loglevel(p *machine.Plan) string {
 		return "3"
 	}
 	return "0"
+}
+
+// haste leaves out what makes a boot slow. Debian's 6.1 takes 1.7 s to an init
+// that powers off; without 512 nodes for terminals in BSD's style 1.2 s, and
+// without choosing the fastest way to compute RAID 6, which is a loop over
+// 85 ticks of the clock, 0.4 s. Without having chosen one, RAID 6 isn't to be
+// had: an application can't mount anything, but a system may.
+func haste(p *machine.Plan) []string {
+	args := []string{"pty.legacy_count=0"}
+	if !p.System && len(p.Security.AddCapabilities) == 0 {
+		args = append(args, "initcall_blacklist=raid6_select_algo")
+	}
+	return args
 }
 
 // overhead is what linux.uml takes beside the guest's RAM: its own kernel,
