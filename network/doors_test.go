@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/internal/nettest"
 )
 
 // dockerLike sets up what Docker does to a host: forwarding is refused to
@@ -99,7 +100,7 @@ func TestAFirewallThatComesLaterIsPassed(t *testing.T) {
 		if disturb != "" {
 			run(t, append([]string{"iptables-nft"}, strings.Fields(disturb)...)...)
 		}
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(nettest.Hang)
 		for !strings.Contains(run(t, "iptables-nft", "-S", "DOCKER-USER"), "cleave0") && time.Now().Before(deadline) {
 			time.Sleep(20 * time.Millisecond)
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/internal/nettest"
 )
 
 var (
@@ -108,7 +109,7 @@ func passOnlyOwn(w *world) {
 			out.Send(t, test.frame)
 			wait := 150 * time.Millisecond
 			if test.passes {
-				wait = 2 * time.Second
+				wait = nettest.Hang
 			}
 			if got := in.Receives(test.mark, wait); got != test.passes {
 				t.Errorf("passed: %v", got)
@@ -128,7 +129,7 @@ func echo(w *world) {
 	mark := []byte("echo of this test")
 	raw.Send(t, ether(w.m.networks[n.ID].mac, a.MAC, unix.ETH_P_IPV6, icmp6(a.IPv6, v6, 128, slices.Concat(make([]byte, 4), mark))))
 	reply := slices.Concat(v6.AsSlice(), a.IPv6.AsSlice(), []byte{129, 0})
-	if !raw.Receives(reply, 2*time.Second) {
+	if !raw.Receives(reply, nettest.Hang) {
 		t.Error("no answer")
 	}
 }
@@ -161,14 +162,16 @@ func noFlood(w *world) {
 	a, b := w.guest(w.m, n), w.guest(w.m, n)
 	out, in := a.Raw(t, "eth0"), b.Raw(t, "eth0")
 	frame := ether(broadcast, a.MAC, unix.ETH_P_IP, udp4(a.IPv4, netip.MustParseAddr("255.255.255.255"), 9, 9, []byte("flood")))
+	began := time.Now()
 	for range 2000 {
 		out.Send(t, frame)
 	}
+	most := 250 + int(220*time.Since(began).Seconds())
 	received := 0
 	for in.Receives([]byte("flood"), 100*time.Millisecond) {
 		received++
 	}
-	if received < 100 || received > 600 {
-		t.Errorf("%d of 2000 broadcasts came through; a port may send 200 a second", received)
+	if received < 100 || received > most {
+		t.Errorf("%d of 2000 broadcasts came through, want at most %d; a port may send 200 a second", received, most)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/internal/nettest"
 )
 
 func TestSweepAfterACrashKeepsWhatIsWantedOnly(t *testing.T) { ends(t, sweep) }
@@ -112,7 +113,7 @@ func TestFlushedRulesComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, "nft", "flush", "ruleset")
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(nettest.Hang)
 	for {
 		elements, err := w.m.tables.Elements()
 		if err == nil && len(elements) == len(w.m.elements()) {

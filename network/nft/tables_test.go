@@ -233,7 +233,7 @@ func TestWatchTellsOfLossAndOfOthersChains(t *testing.T) {
 	go func() { ended <- tables.Watch(ctx, func(lost bool) { events <- lost }) }()
 	expect := func(want bool, command string) {
 		t.Helper()
-		deadline := time.After(5 * time.Second)
+		deadline := time.After(nettest.Hang)
 		for {
 			// Repeated, since the watch may not have begun at the first.
 			nettest.Here(t, "nft", command)

@@ -95,6 +95,10 @@ func New(t testing.TB) *Namespace {
 	return n
 }
 
+// Hang is how long tests wait for what must come. It ends one that hangs, and
+// says nothing of how fast a machine is.
+const Hang = 2 * time.Minute
+
 // Self is the namespace that the tests run in.
 func Self(t testing.TB) *Namespace {
 	t.Helper()
@@ -128,10 +132,10 @@ func (n *Namespace) Run(args ...string) string {
 	return out
 }
 
-// Try is Run for commands that may fail, within ten seconds.
+// Try is Run for commands that may fail.
 func (n *Namespace) Try(args ...string) (string, error) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Hang)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", n.PID)}, args...)...)
 	var out bytes.Buffer
