@@ -181,7 +181,9 @@ func (c *commandLine) channels(p *machine.Plan) error {
 		lines[1] = fmt.Sprintf("null,fd:%d", c.Std(1, os.O_WRONLY))
 		lines[2] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
 	}
-	c.add("con=null", "con0=null", "console=ttyS0", "ssl=null")
+	// Without a console called tty a panic dumps all of the kernel's log to the
+	// monitor's standard output (arch/um/kernel/kmsg_dump.c).
+	c.add("con=null", "con0=null", "console=tty0", "console=ttyS0", "ssl=null")
 	for i, line := range lines {
 		c.add(fmt.Sprintf("ssl%d=%s", i, line))
 	}

@@ -57,7 +57,7 @@ func TestCommandLine(t *testing.T) {
 			[]string{
 				"mem=256M", "initrd=/proc/self/fd/4",
 				"ubd0rd=/proc/self/fd/5", "ubd1d=/proc/self/fd/6", "ubd2d=/proc/self/fd/7",
-				"con=null", "con0=null", "console=ttyS0", "ssl=null",
+				"con=null", "con0=null", "console=tty0", "console=ttyS0", "ssl=null",
 				"ssl0=null,fd:10", "ssl1=null,fd:11", "ssl2=null,fd:12", "ssl3=fd:8,fd:9",
 				"umid=u", "quiet", "loglevel=0", "panic=-1", "cleave.disks=ubd",
 			},
@@ -195,7 +195,7 @@ func TestValidateNamesTheKindThatCan(t *testing.T) {
 }
 
 func TestPanicIsAnAbortOfTheMonitor(t *testing.T) {
-	for signal, want := range map[string]string{"SIGABRT": "panic", "SIGKILL": "", "": ""} {
+	for signal, want := range map[string]string{"SIGSYS": "panic", "SIGKILL": "", "": ""} {
 		g := &machine.Guest{Exit: api.ExitStatus{Code: 1, Signal: signal}}
 		if got := (&monitor{}).Ended(g).Reason; got != want {
 			t.Errorf("%s: %q, want %q", signal, got, want)

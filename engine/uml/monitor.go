@@ -105,11 +105,13 @@ func (*monitor) PowerButton(ctx context.Context, g *machine.Guest) error {
 // Update implements machine.Monitor. All of it is the cgroup's.
 func (*monitor) Update(context.Context, *machine.Guest, api.Resources) error { return nil }
 
-// Ended implements machine.Monitor. linux.uml aborts when the guest's kernel
-// panics (panic_exit in arch/um/kernel/um_arch.c), and only then.
+// Ended implements machine.Monitor. linux.uml sends itself SIGABRT when the
+// guest's kernel panics, and only then (panic_exit in
+// arch/um/kernel/um_arch.c). As the first process of its namespace it would
+// go on doing that; the system call filter ends it, by SIGSYS.
 func (*monitor) Ended(g *machine.Guest) api.ExitStatus {
-	if g.Exit.Signal == "SIGABRT" {
-		return api.ExitStatus{Code: g.Exit.Code, Signal: g.Exit.Signal, Reason: "panic"}
+	if g.Exit.Signal == "SIGSYS" {
+		return api.ExitStatus{Code: 255, Reason: "panic"}
 	}
 	return api.ExitStatus{}
 }

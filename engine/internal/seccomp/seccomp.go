@@ -40,7 +40,26 @@ const (
 // CAP_CHOWN, as an array of struct sock_filter. System calls in refuse fail
 // with EPERM, whatever the profile says.
 func Filter(capabilities []string, refuse ...string) ([]byte, error) {
-	prog, err := compile(capabilities, refuse)
+	return assemble(compile(capabilities, refuse, special))
+}
+
+// FilterFirst is Filter for a program that is the first of a PID namespace
+// and aborts by sending itself SIGABRT until it is dead: the kernel ignores
+// signals of default action for that process, so that it would never be. The
+// filter kills it instead, as if by SIGSYS.
+func FilterFirst(capabilities []string, refuse ...string) ([]byte, error) {
+	extra := maps.Clone(special)
+	extra["kill"] = []rule{{[]specs.LinuxSeccompArg{is(0, 1), is(1, uint64(unix.SIGABRT))}, kill}}
+	return assemble(compile(capabilities, refuse, extra))
+}
+
+// is holds for a value of an argument, of which the kernel takes the lower
+// half.
+func is(argument uint, value uint64) specs.LinuxSeccompArg {
+	return specs.LinuxSeccompArg{Index: argument, Value: 0xffffffff, ValueTwo: value, Op: specs.OpMaskedEqual}
+}
+
+func assemble(prog []bpf.Instruction, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +92,14 @@ var subvolumes = func() (rs []rule) {
 		0x50009417, // BTRFS_IOC_SNAP_CREATE_V2
 		0x50009418, // BTRFS_IOC_SUBVOL_CREATE_V2
 	} {
-		arg := specs.LinuxSeccompArg{Index: 1, Value: 0xffffffff, ValueTwo: request, Op: specs.OpMaskedEqual}
-		rs = append(rs, rule{[]specs.LinuxSeccompArg{arg}, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)})
+		rs = append(rs, rule{[]specs.LinuxSeccompArg{is(1, request)}, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)})
 	}
 	return rs
 }()
+
+// special are rules that come before those of the profile, by the name of the
+// system call.
+var special = map[string][]rule{"ioctl": subvolumes}
 
 // rule is what one entry of the profile says of a system call.
 type rule struct {
@@ -92,7 +114,7 @@ type span struct {
 	rest  uint32
 }
 
-func compile(capabilities, refuse []string) ([]bpf.Instruction, error) {
+func compile(capabilities, refuse []string, extra map[string][]rule) ([]bpf.Instruction, error) {
 	profile, err := moby.GetDefaultProfile(&specs.Spec{Process: &specs.Process{
 		Capabilities: &specs.LinuxCapabilities{Bounding: capabilities},
 	}})
@@ -103,7 +125,7 @@ func compile(capabilities, refuse []string) ([]bpf.Instruction, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
-	spans, err := spansOf(profile, info, refuse)
+	spans, err := spansOf(profile, info, refuse, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +142,7 @@ func compile(capabilities, refuse []string) ([]bpf.Instruction, error) {
 // spansOf turns the profile into adjoining ranges that begin at 0. Calls
 // newer than all that the profile knows don't exist for the guest, so that
 // its C library takes the older way; x32 numbers are among them.
-func spansOf(profile *specs.LinuxSeccomp, info *arch.Info, refuse []string) ([]span, error) {
+func spansOf(profile *specs.LinuxSeccomp, info *arch.Info, refuse []string, extra map[string][]rule) ([]span, error) {
 	rules := map[uint32][]rule{}
 	for _, s := range profile.Syscalls {
 		action, err := verdict(s.Action, s.ErrnoRet)
@@ -144,9 +166,13 @@ func spansOf(profile *specs.LinuxSeccomp, info *arch.Info, refuse []string) ([]s
 	if err != nil {
 		return nil, err
 	}
-	ioctl, ok := info.SyscallNames["ioctl"]
-	if !ok {
-		return nil, fmt.Errorf("seccomp: ioctl has no number on this architecture")
+	before := map[uint32][]rule{}
+	for name, rs := range extra {
+		nr, ok := info.SyscallNames[name]
+		if !ok {
+			return nil, fmt.Errorf("seccomp: %s is no system call of this architecture", name)
+		}
+		before[uint32(nr)] = rs
 	}
 	last := slices.Max(slices.Collect(maps.Keys(rules)))
 	var spans []span
@@ -160,8 +186,8 @@ func spansOf(profile *specs.LinuxSeccomp, info *arch.Info, refuse []string) ([]s
 		default:
 			s.rules = rs
 		}
-		if int(nr) == ioctl {
-			s.rules = append(slices.Clone(subvolumes), s.rules...)
+		if rs := before[nr]; rs != nil {
+			s.rules = append(slices.Clone(rs), s.rules...)
 		}
 		if n := len(spans); n > 0 && spans[n-1].rules == nil && s.rules == nil && spans[n-1].rest == s.rest {
 			continue

@@ -2,7 +2,14 @@ package seccomp
 
 import (
 	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -73,7 +80,7 @@ func TestFilterDecides(t *testing.T) {
 		{"i386", nil, call(0x40000003, 3), kill},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			prog, err := compile(c.caps, nil)
+			prog, err := compile(c.caps, nil, special)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,6 +97,75 @@ func TestFilterDecides(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAbortOfAFirstProcessEndsIt executes the filter in processes that are
+// the first of a PID namespace, and not.
+func TestAbortOfAFirstProcessEndsIt(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("PID namespaces are made by root")
+	}
+	for name, c := range map[string]struct {
+		namespaces uintptr
+		first      bool
+		script     string
+		want       syscall.Signal
+	}{
+		"first, aborts":            {unix.CLONE_NEWPID, true, "kill -ABRT $$; sleep 60", unix.SIGSYS},
+		"first, as it was":         {unix.CLONE_NEWPID, false, "kill -ABRT $$; exit 3", 0},
+		"first, another signal":    {unix.CLONE_NEWPID, true, "kill -TERM $$; exit 3", 0},
+		"first, aborts another":    {unix.CLONE_NEWPID, true, "sleep 60 & kill -ABRT $!; exit 3", 0},
+		"not the first, as always": {0, true, "kill -ABRT $$; sleep 60", unix.SIGABRT},
+	} {
+		t.Run(name, func(t *testing.T) {
+			filter := Filter
+			if c.first {
+				filter = FilterFirst
+			}
+			cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+			b, err := filter(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Env = append(os.Environ(), filterVariable+"="+hex.EncodeToString(b), "SCRIPT="+c.script)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: c.namespaces}
+			out, err := cmd.CombinedOutput()
+			st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+			if !ok {
+				t.Fatal(err)
+			}
+			if c.want == 0 && st.ExitStatus() != 3 || c.want != 0 && st.Signal() != c.want {
+				t.Errorf("%v, status %#x, output %q", err, uint32(st), out)
+			}
+		})
+	}
+}
+
+// filterVariable has the filter for a process of this test.
+const filterVariable = "CLEAVE_SECCOMP_TEST"
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(filterVariable); text != "" {
+		runtime.LockOSThread()
+		b, err := hex.DecodeString(text)
+		if err == nil {
+			err = install(b)
+		}
+		if err == nil {
+			err = unix.Exec("/bin/sh", []string{"sh", "-c", os.Getenv("SCRIPT")}, os.Environ())
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func install(b []byte) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	fprog := unix.SockFprog{Len: uint16(len(b) / 8), Filter: (*unix.SockFilter)(unsafe.Pointer(&b[0]))}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&fprog)), 0, 0)
 }
 
 func TestFilterFits(t *testing.T) {
