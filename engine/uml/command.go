@@ -69,21 +69,21 @@ func (*monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command,
 
 // loglevel is which of the kernel's messages come to its console. That of an
 // application guest is its entry point's standard error, in which nothing
-// belongs ("reboot: Power down" would be in every log, at level 0), but the
-// reason of a panic, which comes in any case. Everywhere, complaints about
-// its own configuration, at level 3, would be the first lines.
+// belongs but the reason of a panic; everywhere, complaints about its own
+// configuration, at level 3, would be the first lines.
 func loglevel(p *machine.Plan) string {
 	if p.System {
 		return "3"
 	}
-	return "0"
+	return "1" // a panic raises it, but not from 0
 }
 
 // haste leaves out what makes a boot slow. Debian's 6.1 takes 1.7 s to an init
 // that powers off; without 512 nodes for terminals in BSD's style 1.2 s, and
 // without choosing the fastest way to compute RAID 6, which is a loop over
-// 85 ticks of the clock, 0.4 s. Without having chosen one, RAID 6 isn't to be
-// had: an application can't mount anything, but a system may.
+// 85 ticks of the clock, 0.4 s. A kernel that hasn't chosen one panics when a
+// btrfs with RAID 5 or 6 is mounted: an application has hardly the disks for
+// that, but a system may.
 func haste(p *machine.Plan) []string {
 	args := []string{"pty.legacy_count=0"}
 	if !p.System && len(p.Security.AddCapabilities) == 0 {

@@ -59,13 +59,13 @@ func TestCommandLine(t *testing.T) {
 				"ubd0rd=/proc/self/fd/5", "ubd1d=/proc/self/fd/6", "ubd2d=/proc/self/fd/7",
 				"con=null", "con0=null", "console=tty0", "console=ttyS0", "ssl=null",
 				"ssl0=null,fd:10", "ssl1=null,fd:11", "ssl2=null,fd:12", "ssl3=fd:8,fd:9",
-				"umid=u", "quiet", "loglevel=0", "panic=-1", "cleave.disks=ubd",
+				"umid=u", "quiet", "loglevel=1", "panic=-1", "cleave.disks=ubd",
 			},
 			[]string{"root=", "vec", "ubd3"},
 		},
 		"application on a terminal": {
 			func(_ *testing.T, p *machine.Plan) { p.Proc.TTY = true },
-			[]string{"ssl0=null,fd:10", "ssl1=fd:11", "ssl2=null", "ssl3=fd:8,fd:9", "loglevel=0"},
+			[]string{"ssl0=null,fd:10", "ssl1=fd:11", "ssl2=null", "ssl3=fd:8,fd:9", "loglevel=1"},
 			nil,
 		},
 		"system": {

@@ -16,8 +16,8 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine/boot"
-	"github.com/cleave-project/cleave/kernel"
 	"github.com/cleave-project/cleave/keeper"
+	"github.com/cleave-project/cleave/kernel"
 )
 
 // The agent is built by TestMain. That its code is linked here too lets the
