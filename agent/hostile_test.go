@@ -122,7 +122,7 @@ func inTime(t testing.TB, what string, f func()) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		buf := make([]byte, 1<<20)
 		t.Fatalf("%s hangs\n%s", what, buf[:runtime.Stack(buf, true)])
 	}
@@ -344,7 +344,7 @@ func TestFloodsEndTheConnection(t *testing.T) {
 			c.Ping(brief(t)) // stream 1
 			select {
 			case <-c.Closed():
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience):
 				t.Error("the connection still stands")
 			}
 			if n := runtime.NumGoroutine() - before; n > 20 {
@@ -450,7 +450,7 @@ func TestNothingLeaks(t *testing.T) {
 func eventually(t *testing.T, what string, f func() (got, most int)) {
 	t.Helper()
 	got, most := f()
-	for end := time.Now().Add(10 * time.Second); got > most && time.Now().Before(end); got, most = f() {
+	for end := time.Now().Add(patience); got > most && time.Now().Before(end); got, most = f() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if got > most {

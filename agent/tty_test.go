@@ -43,7 +43,7 @@ func expect(t testing.TB, r *bufio.Reader, want string) string {
 			t.Fatalf("got %q, want %q in it", s, want)
 		}
 		return s
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("no %q came", want)
 	}
 	return ""

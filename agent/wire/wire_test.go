@@ -115,7 +115,7 @@ func TestHelloIsRepeatedUntilTheGuestListens(t *testing.T) {
 		io.ReadFull(guest, lost) // the first bytes are lost
 		Answer(bufio.NewReader(guest), guest)
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if version, err := Greet(ctx, bufio.NewReader(host), host); err != nil || version != Version {
 		t.Errorf("%d, %v", version, err)

@@ -46,6 +46,9 @@ func imageOf(t testing.TB, change func(root string)) engine.Image {
 	return engine.Image{Digest: "sha256:" + filepath.Base(filepath.Dir(dir)), EROFS: file}
 }
 
+// patience ends a test that hangs; it says nothing of how fast a machine is.
+const patience = 3 * time.Minute
+
 // startGuest starts a guest that is forgotten after the test.
 func startGuest(t testing.TB, e *Engine, spec *engine.Spec) *engine.Guest {
 	t.Helper()
@@ -59,7 +62,7 @@ func startGuest(t testing.TB, e *Engine, spec *engine.Spec) *engine.Guest {
 
 func forget(t testing.TB, e *Engine, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := e.Forget(ctx, id); err != nil {
 		t.Errorf("forget: %v", err)
@@ -76,7 +79,7 @@ func runGuest(t testing.TB, e *Engine, spec *engine.Spec) (string, api.ExitStatu
 
 func waitExit(t testing.TB, e *Engine, id string) api.ExitStatus {
 	t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(patience)
 	for {
 		select {
 		case x := <-e.Exits():

@@ -18,7 +18,7 @@ func TestTenThousandMountsAreCleanedUp(t *testing.T) {
 	waitLog(t, e, spec.ID, "made")
 	t.Log(strings.TrimSpace(guestLog(t, e, spec.ID)))
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := e.Clean(ctx, spec.ID); err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ func TestForkBombAndStubbornProcessesAreCleanedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := e.Clean(ctx, spec.ID); err != nil {
 		t.Fatal(err)

@@ -53,7 +53,7 @@ func TestGuestsOutliveTheirKeeper(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	k, started, err := keeper.Ensure(context.Background(), socket, shared.keeper, slog.New(slog.DiscardHandler))
-	for deadline := time.Now().Add(10 * time.Second); err != nil || !started; {
+	for deadline := time.Now().Add(patience); err != nil || !started; {
 		if time.Now().After(deadline) {
 			t.Fatalf("no new keeper: %v", err)
 		}

@@ -60,7 +60,7 @@ func debianImage(t testing.TB) engine.Image {
 // inGuest runs a command by the agent.
 func inGuest(t testing.TB, e *Engine, id string, command ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	conn, err := e.Agent(ctx, id)
 	if err != nil {

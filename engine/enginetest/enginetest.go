@@ -36,7 +36,7 @@ type Fixture struct {
 	// one that has not.
 	Machine *engine.Machine
 	// Patience is how long a guest may take for what one with the host's
-	// kernel does at once; 30 seconds if zero. It is a guard against hanging
+	// kernel does at once; two minutes if zero. It is a guard against hanging
 	// and no measure.
 	Patience time.Duration
 	// Reopen closes the engine and opens another one in its place, as a
@@ -57,7 +57,7 @@ func Run(t *testing.T, f Fixture) {
 	if !caps.Available {
 		t.Skipf("engine %s: %v", f.Engine.Name(), caps.Reason)
 	}
-	f.Patience = cmp.Or(f.Patience, 30*time.Second)
+	f.Patience = cmp.Or(f.Patience, 2*time.Minute)
 	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine, f.Patience)}
 	for _, c := range []struct {
 		name string
