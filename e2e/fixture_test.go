@@ -62,13 +62,10 @@ func newHostAt(t *testing.T, data string, args ...string) *host {
 	h := &host{t: t, bin: bin, data: cmp.Or(data, filepath.Join(dir, "data")), run: filepath.Join(dir, "run"), args: args}
 	t.Cleanup(func() {
 		h.down()
+		// The last processes are ending, the kernel frees loop devices lazily.
 		left := h.inventory()
-		for range 50 { // the last processes are ending, the kernel frees loop devices lazily
-			if len(left) == 0 {
-				break
-			}
+		for end := time.Now().Add(patience); len(left) > 0 && time.Now().Before(end); left = h.inventory() {
 			time.Sleep(100 * time.Millisecond)
-			left = h.inventory()
 		}
 		if len(left) > 0 {
 			t.Errorf("left on the host:\n  %s", strings.Join(left, "\n  "))
@@ -153,7 +150,7 @@ type result struct {
 // try runs the CLI with stdin.
 func (h *host) tryIn(stdin io.Reader, args ...string) result {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, filepath.Join(h.bin, "cleave"), args...)
 	c.Env = append(os.Environ(), "CLEAVE_SOCKET="+filepath.Join(h.run, "cleave.sock"))
@@ -208,10 +205,13 @@ func (h *host) names() []string {
 	return strings.Fields(h.do("list", "-o", "name"))
 }
 
-// eventually waits for what no event tells, up to a bound.
+// patience ends what hangs; it says nothing of how fast a machine is.
+const patience = 2 * time.Minute
+
+// eventually waits for what no event tells.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}

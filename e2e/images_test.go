@@ -149,8 +149,8 @@ func TestSystemGuestReachesItsTarget(t *testing.T) {
 	begin := time.Now()
 	h.do("stop", "deb")
 	s := h.show("deb").Status
-	if took := time.Since(begin); took > 20*time.Second || s.Exit == nil || s.Exit.Signal == "SIGKILL" {
-		t.Errorf("stopped after %s: %+v", took, s.Exit)
+	if s.Exit == nil || s.Exit.Signal == "SIGKILL" {
+		t.Errorf("stopped after %s: %+v", time.Since(begin), s.Exit)
 	}
 	fmt.Fprintln(t.Output(), "systemd stopped after", time.Since(begin))
 	h.do("start", "deb")
