@@ -105,6 +105,10 @@ func (e *endpoint) acknowledge() {
 		}
 	}
 	e.due = e.due[:0]
+	if e.pace.tell && !e.pace.told && e.session != 0 {
+		e.pace.told = true
+		e.send(frame{kind: credit, payload: binary.BigEndian.AppendUint32(nil, e.received)})
+	}
 }
 
 // Read implements net.Conn.
@@ -183,8 +187,8 @@ func (c *conn) put(p []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	n := min(len(p), maxPayload, window-int(c.sent-c.taken))
-	if n <= 0 || len(c.e.out) >= maxQueued {
+	n := min(len(p), c.e.pace.payload(), window-int(c.sent-c.taken))
+	if n <= 0 || len(c.e.out) >= maxQueued || !c.e.pace.may() {
 		return 0, nil
 	}
 	c.e.send(frame{kind: data, conn: c.id, payload: p[:n]})

@@ -36,6 +36,7 @@ type endpoint struct {
 	due      []*conn // whose other side is to be told what was consumed
 	sent     uint32  // frames with a sequence
 	received uint32
+	pace     pace
 }
 
 func newEndpoint(ch io.ReadWriteCloser, side kind) *endpoint {
@@ -134,7 +135,11 @@ func (e *endpoint) send(f frame) {
 		e.sent++
 	}
 	f.kind |= e.side
+	before := len(e.out)
 	e.out = e.enc.append(e.out, f)
+	if f.kind&^fromGuest >= connect {
+		e.pace.send(len(e.out) - before)
+	}
 	notify(e.wake)
 }
 
@@ -145,6 +150,16 @@ func (e *endpoint) take(f frame) {
 		return
 	}
 	e.received++
+	if f.kind == credit {
+		if !e.pace.credit(f.payload) {
+			e.end(errDamaged)
+		}
+		notify(e.wake)
+		return
+	}
+	if e.pace.told = false; e.pace.tell {
+		notify(e.wake) // for the writer to tell so
+	}
 	// One that has been closed here may still be sent to.
 	if c := e.conns[f.conn]; c != nil {
 		if err := c.take(f); err != nil {
@@ -161,6 +176,7 @@ func (e *endpoint) end(err error) {
 	clear(e.conns)
 	e.due = nil
 	e.session = 0
+	e.pace.begin()
 }
 
 // fail ends the channel.

@@ -46,6 +46,7 @@ const (
 	data    // both, as the following
 	ack     // payload: bytes consumed since the beginning, 8
 	finish  // end of the connection
+	credit  // guest: frames with a sequence that it has read, 4; about no connection
 
 	fromGuest kind = 0x80
 )

@@ -26,7 +26,7 @@ func mustDial(t testing.TB, ch *end) net.Conn {
 	return mustConnect(t, mustOpen(t, ch))
 }
 
-func mustOpen(t testing.TB, ch *end) *Session {
+func mustOpen(t testing.TB, ch io.ReadWriteCloser) *Session {
 	t.Helper()
 	s, err := NewSession(within(t), ch)
 	if err != nil {

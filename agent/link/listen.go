@@ -56,6 +56,7 @@ func (l *Listener) take(f frame) {
 		if !known {
 			l.e.end(errAnew)
 			l.e.session, l.e.sent, l.e.received = f.session, 0, 0
+			l.e.pace.tell, l.e.pace.told = len(f.payload) > 2 && f.payload[2] == askCredit, true
 		}
 		// The host asks again until it is answered; after that it is silent,
 		// so that this is never in the middle of data. What the host before

@@ -43,6 +43,9 @@ func NewSession(ctx context.Context, ch io.ReadWriteCloser) (*Session, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := newSession(newEndpoint(ch, 0), binary.BigEndian.Uint64(id[:])|1)
+	if p, ok := ch.(Paced); ok {
+		s.e.pace.limit = p.Pace()
+	}
 	s.ask()
 	s.e.start(s.take, s.damaged)
 	if err := s.wait(ctx); err != nil {
@@ -92,7 +95,11 @@ func (s *Session) wait(ctx context.Context) error {
 // held.
 func (s *Session) ask() {
 	if len(s.e.out) <= 1 {
-		s.e.send(frame{kind: open, session: s.id, payload: []byte{newest, oldest}})
+		payload := []byte{newest, oldest}
+		if s.e.pace.limit > 0 {
+			payload = append(payload, askCredit)
+		}
+		s.e.send(frame{kind: open, session: s.id, payload: payload})
 	}
 }
 

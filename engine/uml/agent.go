@@ -62,3 +62,8 @@ type channel struct{ in, out *os.File }
 func (c *channel) Read(p []byte) (int, error)  { return c.out.Read(p) }
 func (c *channel) Write(p []byte) (int, error) { return c.in.Write(p) }
 func (c *channel) Close() error                { return errors.Join(c.in.Close(), c.out.Close()) }
+
+// Pace implements link.Paced: a terminal holds 4095 bytes, and its driver
+// stops listening, for ever, when fewer than 128 are free (n_tty.c,
+// TTY_THRESHOLD_THROTTLE).
+func (c *channel) Pace() int { return 3 << 10 }
