@@ -125,8 +125,14 @@ func busyboxRoot(root string) error {
 	return os.WriteFile(filepath.Join(root, "etc/passwd"), []byte(passwd), 0o644)
 }
 
+// testEngine is an engine that can be opened again.
+type testEngine struct {
+	*Engine
+	opts Options
+}
+
 // newEngine is an engine with a keeper of its own.
-func newEngine(t testing.TB) *Engine {
+func newEngine(t testing.TB) *testEngine {
 	t.Helper()
 	if shared.missing != nil {
 		t.Skip(shared.missing)
@@ -163,7 +169,7 @@ func newEngine(t testing.TB) *Engine {
 		e.Destroy()
 		_ = e.Close()
 	})
-	return e
+	return &testEngine{e, o}
 }
 
 type testWriter struct{ t testing.TB }
