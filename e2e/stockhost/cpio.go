@@ -3,7 +3,9 @@ package stockhost
 import (
 	"fmt"
 	"io"
+	"maps"
 	"path"
+	"slices"
 )
 
 // cpio writes the archive that the kernel takes for an initramfs
@@ -70,4 +72,14 @@ func (c *cpio) write(b []byte) {
 func (c *cpio) Close() error {
 	c.entry("TRAILER!!!", 0, nil)
 	return c.err
+}
+
+// Archive writes an initramfs of executable files.
+func Archive(w io.Writer, files map[string][]byte) error {
+	c := &cpio{w: w}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		c.file(name, 0o755, files[name])
+	}
+	c.dir("dev")
+	return c.Close()
 }
