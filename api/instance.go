@@ -195,6 +195,7 @@ type InstanceStatus struct {
 	Digest  string `json:"digest,omitempty" doc:"Digest of the image it was made from"`
 	Epoch   int64  `json:"epoch,omitempty" doc:"Owner epoch: grows with every start"`
 	PID     int    `json:"pid,omitempty" doc:"PID on the host of the guest's first process"`
+	Volume  string `json:"volume,omitempty" doc:"Name of its root volume in the pool; i- and its id if empty"`
 	UIDBase uint32 `json:"uidBase,omitempty" doc:"Host uid of the guest's root; 65536 ids from there are its own"`
 
 	Started *time.Time  `json:"started,omitempty"`

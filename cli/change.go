@@ -67,6 +67,37 @@ func (a *app) renameCmd() *cobra.Command {
 	}
 }
 
+func (a *app) copyCmd() *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "copy NAME NEWNAME",
+		Short: "Copy a stopped instance, also behind another wall",
+		Long: `The copy has the files of the root and the settings, and addresses of its own. Named volumes are not copied: both mount them.
+
+'cleave set NAME kind=KIND' puts an instance itself behind another wall.`,
+		Example: `  cleave stop web
+  cleave copy web web2
+  cleave copy web web-vm --kind vm`,
+		Args:              args(2, 2, "NAME NEWNAME"),
+		ValidArgsFunction: a.complete(1, instanceNames(api.PhaseStopped, api.PhaseFailed)),
+	}
+	kinds := []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}
+	cmd.Flags().StringVar(&kind, "kind", "", "the wall around the copy: "+strings.Join(kinds, ", ")+" (default: the same)")
+	named(cmd.Flags(), "kind", "KIND")
+	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		_, err = a.one(cmd.Context(), func(ctx context.Context) (*api.Operation, error) {
+			return c.CopyInstance(ctx, args[0], args[1], api.Kind(kind))
+		})
+		return err
+	}
+	return cmd
+}
+
 func (a *app) setCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME KEY=VALUE...",

@@ -100,6 +100,7 @@ func (a *app) entries(only string) []entry {
 		{"create", groupChange, a.createCmd},
 		{"set", groupChange, a.setCmd},
 		{"rename", groupChange, a.renameCmd},
+		{"copy", groupChange, a.copyCmd},
 		{"pause", groupChange, a.pauseCmd},
 		{"resume", groupChange, a.resumeCmd},
 		{"cp", groupChange, a.cpCmd},
@@ -152,7 +153,7 @@ func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 // instanceCmd gives the everyday verbs their noun.
 func (a *app) instanceCmd() *cobra.Command {
 	return noun("instance", "Instances: the commands above, as NOUN VERB",
-		a.launchCmd(), a.runCmd(), a.createCmd(), a.listCmd(), a.showCmd(), a.setCmd(), a.deleteCmd(), a.renameCmd(),
+		a.launchCmd(), a.runCmd(), a.createCmd(), a.listCmd(), a.showCmd(), a.setCmd(), a.deleteCmd(), a.renameCmd(), a.copyCmd(),
 		a.startCmd(), a.stopCmd(), a.restartCmd(), a.pauseCmd(), a.resumeCmd(),
 		a.execCmd(), a.shellCmd(), a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.insertCmd(), a.ejectCmd(), a.logsCmd(), a.cpCmd(), a.statsCmd(), a.topCmd())
 }

@@ -65,6 +65,16 @@ func (c *Client) RenameInstance(ctx context.Context, n, to string) (*api.Operati
 	return do[api.Operation](ctx, c, request{method: http.MethodPost, path: name("instances", n) + "/rename", body: body})
 }
 
+// CopyInstance copies a stopped instance, behind another wall if kind names
+// one.
+func (c *Client) CopyInstance(ctx context.Context, n, to string, kind api.Kind) (*api.Operation, error) {
+	body := map[string]string{"name": to}
+	if kind != "" {
+		body["kind"] = string(kind)
+	}
+	return do[api.Operation](ctx, c, request{method: http.MethodPost, path: name("instances", n) + "/copy", body: body})
+}
+
 // Action is what can be done to an instance's power.
 type Action string
 

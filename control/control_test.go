@@ -169,15 +169,15 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 		t.Errorf("%+v", op)
 	}
 	now, _ := w.c.Instance("", "a")
-	if now.Spec.Resources.Memory != 0 || w.pool.volumes[rootVolume(in.ID)] != defaultRootSize || now.Status.Phase != api.PhaseRunning {
-		t.Errorf("half of it stayed: %+v, %s", now.Spec, w.pool.volumes[rootVolume(in.ID)])
+	if now.Spec.Resources.Memory != 0 || w.pool.volumes[rootVolume(in)] != defaultRootSize || now.Status.Phase != api.PhaseRunning {
+		t.Errorf("half of it stayed: %+v, %s", now.Spec, w.pool.volumes[rootVolume(in)])
 	}
 	w.eng.failUpdate = nil
 	if op := w.finish(w.c.PatchInstance(t.Context(), "", "a", 0, patch)); op.State != api.OperationDone {
 		t.Fatal(op.Error)
 	}
 	now, _ = w.c.Instance("", "a")
-	if now.Spec.Resources.Memory != 64*api.MiB || w.eng.specs[in.ID].Resources.Memory != 64*api.MiB || w.pool.volumes[rootVolume(in.ID)] != api.GiB {
+	if now.Spec.Resources.Memory != 64*api.MiB || w.eng.specs[in.ID].Resources.Memory != 64*api.MiB || w.pool.volumes[rootVolume(in)] != api.GiB {
 		t.Errorf("%+v", now.Spec)
 	}
 }

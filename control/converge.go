@@ -62,6 +62,8 @@ func (t *task) run(ctx context.Context) error {
 		return t.ended(ctx, g, *exit)
 	case t.has("instance.update") != nil:
 		return t.update(ctx, g)
+	case t.has("instance.copy") != nil:
+		return t.copy(ctx, g)
 	case t.in.Status.Phase == api.PhaseCreating:
 		return t.provision(ctx)
 	case g != nil && t.saving():
@@ -211,7 +213,7 @@ func (t *task) recordFailure(cause error, ends []store.Op) error {
 	running := t.c.live(id) != nil
 	again := !running && t.user() == nil && t.in.Spec.Power == api.PowerRunning && policyOf(t.in) != api.RestartNever
 	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool {
-		return op.Verb != "instance.update" && op.Labels[opSave] == ""
+		return op.Verb != "instance.update" && op.Verb != "instance.copy" && op.Labels[opSave] == ""
 	})
 	if !onlyUpdate {
 		t.c.holdBack(id, 0)

@@ -36,7 +36,7 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 	// a start that came after the guest's end wants it back.
 	var ends []*api.Operation
 	for _, op := range t.ops {
-		if op.Verb != "instance.start" && op.Verb != "instance.restart" && op.Verb != "instance.update" {
+		if op.Verb != "instance.start" && op.Verb != "instance.restart" && op.Verb != "instance.update" && op.Verb != "instance.copy" {
 			ends = append(ends, op)
 		}
 	}
@@ -194,7 +194,7 @@ func (t *task) dismantle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Delete(ctx, rootVolume(t.in.ID)), os.RemoveAll(t.c.machineDir(t.in.ID)))
+	return errors.Join(d.Delete(ctx, rootVolume(t.in)), os.RemoveAll(t.c.machineDir(t.in.ID)))
 }
 
 // released gives back what was held for an instance that is gone: its ids

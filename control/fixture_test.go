@@ -321,7 +321,7 @@ func (w *world) clean(keep ...string) {
 		}
 	}
 	for v := range w.pool.volumes {
-		if !slices.ContainsFunc(keep, func(id string) bool { return v == rootVolume(id) }) {
+		if !slices.ContainsFunc(keep, func(id string) bool { return v == "i-"+id }) {
 			w.t.Errorf("volume %s is left", v)
 		}
 	}

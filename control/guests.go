@@ -14,6 +14,7 @@ type guest struct {
 	system bool
 	paused bool
 	kernel string             // of a machine, if this daemon started it
+	upkeep bool               // it runs nothing but its agent, for us
 	health context.CancelFunc // ends its health check; guarded by Controller.mu
 	ended  chan struct{}      // closed when Guest.Exit is set
 }
@@ -37,7 +38,10 @@ const (
 func (c *Controller) live(id string) *guest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.guests[id]
+	if g := c.guests[id]; g != nil && !g.upkeep {
+		return g
+	}
+	return nil
 }
 
 // exit tells how the guest ended, nil while it runs.

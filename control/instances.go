@@ -403,22 +403,27 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 		return nil, api.Errorf(api.CodeInvalid, "power is not changed by a patch").WithField("spec.power").WithHint("use start, stop, pause or resume")
 	case old.Image != now.Image:
 		return nil, fixed("spec.image", in.Name)
-	case cmp.Or(old.Kind, api.KindContainer) != cmp.Or(now.Kind, api.KindContainer):
-		return nil, fixed("spec.kind", in.Name)
 	case cmp.Or(old.Root.Pool, defaultPool) != cmp.Or(now.Root.Pool, defaultPool):
 		return nil, fixed("spec.root.pool", in.Name)
 	case ownSystem(in) != ownSystem(n):
 		return nil, fixed("spec.machine.firmware", in.Name)
-	case isMachine(in) && rootSize(n, nil) < rootSize(in, nil):
+	case isMachine(in) && isMachine(n) && rootSize(n, nil) < rootSize(in, nil):
 		return nil, shrunk("spec.root.size", in.Name)
 	case !slices.EqualFunc(nicsOf(old), nicsOf(now), func(a, b api.NIC) bool { return a == b }):
 		return nil, fixed("spec.nics", in.Name)
 	}
-	if in.Status.Saved && changesMachine(old, now) {
+	if in.Status.Saved && (changesMachine(old, now) || kindOf(in) != kindOf(n)) {
 		return nil, api.Errorf(api.CodeConflict, "the memory of %q is saved, and knows the machine as it was", in.Name).
 			WithHint("start it first; `cleave start --fresh %s` drops the memory", in.Name)
 	}
-	return n, c.validate(n)
+	if err := c.validate(n); err != nil {
+		return nil, err
+	}
+	if kindOf(in) != kindOf(n) && in.Status.Phase != api.PhaseStopped && in.Status.Phase != api.PhaseFailed {
+		return nil, api.Errorf(api.CodeConflict, "instance %q is %s: its wall can't be changed", in.Name, in.Status.Phase).WithField("spec.kind").
+			WithHint("`cleave stop %s` first", in.Name)
+	}
+	return n, nil
 }
 
 func nicsOf(s api.InstanceSpec) []api.NIC {

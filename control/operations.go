@@ -26,6 +26,9 @@ const (
 	opForce   = "force"
 	opTimeout = "timeout"
 	opSave    = "save"
+	opTo      = "to"   // of a copy: its name
+	opKind    = "kind" // of a copy, and its id:
+	opCopy    = "copy"
 	opFresh   = "fresh"
 	opObject  = "object" // id of the object it works on
 )

@@ -136,14 +136,14 @@ func (c *Controller) recoverGuests(ctx context.Context, e engine.Engine) error {
 	}
 	for _, f := range found {
 		in := c.instances.ByID(f.ID)
-		if in != nil && kindOf(in) != e.Kind() && c.walls[kindOf(in)] != nil {
-			continue // it is another engine's, which finds it too
+		switch {
+		case in == nil:
+			err = errors.Join(e.Clean(ctx, f.ID), e.Forget(ctx, f.ID))
+		case kindOf(in) != e.Kind(): // its wall was being changed
+			err = e.Clean(ctx, f.ID)
 		}
 		if in == nil || kindOf(in) != e.Kind() {
-			c.log.Warn("ending a guest without a record", "id", f.ID)
-			if err := endStray(ctx, e, f.ID); err != nil {
-				c.log.Error("a guest without a record could not be removed", "id", f.ID, "error", err)
-			}
+			c.log.Warn("ended a guest without a record", "id", f.ID, "error", err)
 			continue
 		}
 		g := c.expect(f.ID)
@@ -152,10 +152,6 @@ func (c *Controller) recoverGuests(ctx context.Context, e engine.Engine) error {
 		c.adopt(g, f)
 	}
 	return nil
-}
-
-func endStray(ctx context.Context, e engine.Engine, id string) error {
-	return errors.Join(e.Clean(ctx, id), e.Forget(ctx, id))
 }
 
 // settleLost deals with instances that were running when the last daemon
@@ -248,7 +244,7 @@ func (c *Controller) sweepNetwork(ctx context.Context) error {
 func (c *Controller) sweepVolumes(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, in := range c.instances.All() {
-		known[cmp.Or(in.Spec.Root.Pool, defaultPool)+"/"+rootVolume(in.ID)] = true
+		known[cmp.Or(in.Spec.Root.Pool, defaultPool)+"/"+rootVolume(in)] = true
 	}
 	for _, v := range c.volumes.All() {
 		known[cmp.Or(v.Spec.Pool, defaultPool)+"/"+namedVolume(v.ID)] = true

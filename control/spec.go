@@ -24,7 +24,7 @@ func (t *task) spec(ctx context.Context) (*engine.Spec, []network.Port, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	root, err := d.Path(ctx, rootVolume(in.ID))
+	root, err := d.Path(ctx, rootVolume(in))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -146,7 +146,7 @@ func (c *Controller) releaseVolumes(ctx context.Context, in *api.Instance) error
 	if err != nil {
 		return err
 	}
-	if err := d.Release(ctx, rootVolume(in.ID)); err != nil {
+	if err := d.Release(ctx, rootVolume(in)); err != nil {
 		return err
 	}
 	for _, m := range in.Spec.Mounts {

@@ -9,7 +9,10 @@ import (
 	"github.com/cleave-project/cleave/api"
 )
 
-func rootVolume(id string) string  { return "i-" + id }
+// rootVolume is the name of an instance's root volume. It is another one
+// after a change of kind.
+func rootVolume(in *api.Instance) string { return cmp.Or(in.Status.Volume, "i-"+in.ID) }
+
 func namedVolume(id string) string { return "v-" + id }
 
 // provision brings the image to this host and makes the root volume, then
@@ -57,7 +60,7 @@ func (t *task) makeRoot(ctx context.Context, img *api.Image) error {
 	if err != nil {
 		return err
 	}
-	id := rootVolume(t.in.ID)
+	id := rootVolume(t.in)
 	t.progress("creating the root volume", 0, 0)
 	if err := d.Create(ctx, id, rootQuota(t.in, img)); err != nil {
 		return called(err, id, "root of "+t.in.Name)

@@ -68,7 +68,7 @@ func (c *Controller) measure(ctx context.Context, in *api.Instance, counters map
 	s.MemoryLimit = resources(in).Memory
 	d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
 	if err == nil {
-		s.Disk, s.DiskLimit, err = d.Usage(ctx, rootVolume(in.ID))
+		s.Disk, s.DiskLimit, err = d.Usage(ctx, rootVolume(in))
 	}
 	if err != nil {
 		return api.Stats{}, err

@@ -30,6 +30,14 @@ func (t *task) update(ctx context.Context, g *guest) error {
 			f()
 		}
 	}()
+	if kindOf(old) != kindOf(now) {
+		changed, drop, err := t.changeKind(ctx, g, now)
+		if err != nil {
+			return err
+		}
+		now = changed
+		undo = append(undo, drop)
+	}
 	var later []string
 	for _, change := range t.changes(ctx, g, now) {
 		err := change.apply(now)
@@ -57,6 +65,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		power := in.Spec.Power
 		in.Labels, in.Spec = now.Labels, now.Spec
 		in.Spec.Power = power
+		if kindOf(old) != kindOf(now) {
+			in.Status.Volume, in.Status.Kernel, in.Status.Engine = now.Status.Volume, "", ""
+		}
 		if c.healthCheck(in) == nil {
 			in.Status.Health = ""
 		}
@@ -66,6 +77,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		return err
 	}
 	undo = nil
+	if kindOf(old) != kindOf(now) {
+		t.dropRoot(old)
+	}
 	c.ops.wake(op)
 	c.emit("instance.updated", &old.Meta, end.Step, nil)
 	if g != nil && !reflect.DeepEqual(old.Spec.Health, now.Spec.Health) {
@@ -93,13 +107,13 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 	c, old := t.c, t.in
 	var list []change
 	img, _ := c.imageOf(ctx, old) // without it, the size can only be the default
-	if was, is := rootSize(old, img), rootSize(now, img); was != is {
+	if kindOf(old) == kindOf(now) && rootSize(old, img) != rootSize(now, img) {
 		list = append(list, change{name: "root size", apply: func(in *api.Instance) error {
 			d, err := c.driver(cmp.Or(in.Spec.Root.Pool, defaultPool))
 			if err != nil {
 				return err
 			}
-			return called(d.Resize(ctx, rootVolume(in.ID), rootQuota(in, img)), rootVolume(in.ID), "root of "+in.Name)
+			return called(d.Resize(ctx, rootVolume(in), rootQuota(in, img)), rootVolume(in), "root of "+in.Name)
 		}})
 	}
 	if g == nil {
@@ -147,7 +161,7 @@ func (c *Controller) limit(ctx context.Context, in *api.Instance) error {
 	if err != nil {
 		return err
 	}
-	root, err := d.Path(ctx, rootVolume(in.ID))
+	root, err := d.Path(ctx, rootVolume(in))
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,18 @@ type newName struct {
 	Name string `json:"name" doc:"The new name"`
 }
 
+type copyInstance struct {
+	InstanceName
+	Mutation
+	Waiting
+	Body instanceCopy
+}
+
+type instanceCopy struct {
+	Name string   `json:"name" doc:"Name of the copy"`
+	Kind api.Kind `json:"kind,omitempty" enum:"container,pvm,vm" doc:"The wall around the copy; the same if left out"`
+}
+
 type powerInstance struct {
 	InstanceName
 	Mutation
@@ -101,6 +113,9 @@ func (s *Server) instanceRoutes() {
 	handle(s, s.accepted(route(tag, "delete-instance", http.MethodDelete, "/v1/instances/{name}", "Delete an instance")), s.deleteInstance)
 	handle(s, s.accepted(example(route(tag, "rename-instance", http.MethodPost, "/v1/instances/{name}/rename", "Rename an instance"),
 		map[string]any{"name": "web2"})), s.renameInstance)
+	cp := route(tag, "copy-instance", http.MethodPost, "/v1/instances/{name}/copy", "Copy a stopped instance")
+	cp.Description = "With the files of its root and its settings, and addresses of its own. Behind another wall the same image is under the same files."
+	handle(s, s.accepted(example(cp, map[string]any{"name": "web2", "kind": "vm"})), s.copyInstance)
 	for _, action := range []struct{ name, summary string }{
 		{"start", "Start an instance"},
 		{"stop", "Stop an instance"},
@@ -181,6 +196,15 @@ func (s *Server) renameInstance(ctx context.Context, in *renameInstance) (*start
 	}
 	op, err := s.backend.RenameInstance(ctx, p, in.Name, in.Body.Name, rev)
 	return s.started(ctx, in.Waiting, op, s.stale(err, p, in.Name, rev))
+}
+
+func (s *Server) copyInstance(ctx context.Context, in *copyInstance) (*started, error) {
+	p, err := in.project()
+	if err != nil {
+		return nil, err
+	}
+	op, err := s.backend.CopyInstance(ctx, p, in.Name, in.Body.Name, in.Body.Kind)
+	return s.started(ctx, in.Waiting, op, err)
 }
 
 func (s *Server) deleteInstance(ctx context.Context, in *deleteInstance) (*started, error) {

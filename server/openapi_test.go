@@ -25,6 +25,7 @@ POST /v1/instances/{name}/pause
 POST /v1/instances/{name}/resume
 POST /v1/instances/{name}/exec
 POST /v1/instances/{name}/console
+POST /v1/instances/{name}/copy
 POST /v1/instances/{name}/vnc
 GET /v1/instances/{name}/screenshot
 GET /v1/streams/{ticket}
@@ -39,6 +40,11 @@ POST /v1/images/import
 POST /v1/images/prune
 GET DELETE /v1/image
 GET /v1/image/export
+GET POST /v1/kernels
+POST /v1/kernels/fetch
+POST /v1/kernels/import
+GET DELETE /v1/kernels/{name}
+POST /v1/kernels/{name}/default
 GET POST /v1/pools
 GET DELETE /v1/pools/{name}
 GET POST /v1/volumes
