@@ -30,7 +30,7 @@ func (c *Controller) ports(in *api.Instance) ([]network.Port, error) {
 		}
 		ports = append(ports, network.Port{
 			Network: n.ID, Instance: in.ID, Link: linkName(in.ID, i), Name: p.Name, MAC: mac,
-			IPv4: addrOf(p.IPv4), IPv6: addrOf(p.IPv6), MTU: cmp.Or(n.Spec.MTU, 1500),
+			IPv4: addrOf(p.IPv4), IPv6: addrOf(p.IPv6), MTU: cmp.Or(n.Spec.MTU, 1500), Hostname: cmp.Or(in.Spec.Hostname, in.Name),
 			In: in.Spec.Resources.NetIn, Out: in.Spec.Resources.NetOut,
 		})
 	}

@@ -1,15 +1,19 @@
 package network
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/dhcp"
 	"github.com/cleave-project/cleave/network/dns"
 )
 
@@ -74,6 +78,10 @@ func (m *Manager) Ensure(ctx context.Context, n *api.Network) (api.NetworkStatus
 	if err := m.serveNames(n, b); err != nil {
 		m.log.Error("network: names don't resolve", "network", n.Name, "error", err)
 		status.State = "ready, but names don't resolve: " + err.Error()
+	}
+	if err := m.serveLeases(n, b); err != nil {
+		m.log.Error("network: no DHCP", "network", n.Name, "error", err)
+		status.State = "ready, but without DHCP: " + err.Error()
 	}
 	return status, nil
 }
@@ -179,6 +187,30 @@ func (m *Manager) serveNames(n *api.Network, b *bridge) error {
 	return m.names.Serve(zone)
 }
 
+// serveLeases tells guests their addresses that ask for them.
+func (m *Manager) serveLeases(n *api.Network, b *bridge) error {
+	for _, g := range b.gateways {
+		if g.Addr().Is4() {
+			return m.leases.Serve(dhcp.Network{ID: n.ID, Index: b.index, Gateway: g, Domain: domain(n)})
+		}
+	}
+	m.leases.Stop(n.ID)
+	return nil
+}
+
+// lease is what the station of a port is told.
+func (m *Manager) lease(network string, mac net.HardwareAddr) (dhcp.Lease, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := m.networks[network]
+	for _, p := range m.ports {
+		if b != nil && p.Network == network && bytes.Equal(p.MAC, mac) && p.IPv4.IsValid() {
+			return dhcp.Lease{Addr: p.IPv4, Hostname: p.Hostname, MTU: cmp.Or(p.MTU, b.mtu)}, true
+		}
+	}
+	return dhcp.Lease{}, false
+}
+
 // Remove takes a network away; it is no error when there is none.
 func (m *Manager) Remove(_ context.Context, id string) error {
 	m.setup.Lock()
@@ -195,6 +227,7 @@ func (m *Manager) Remove(_ context.Context, id string) error {
 	bridges := m.bridgeNames()
 	m.mu.Unlock()
 	m.names.Stop(id)
+	m.leases.Stop(id)
 	if b != nil {
 		m.compiled.RLock()
 		err := m.tables.Apply(nil, b.elements())

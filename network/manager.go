@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/network/dhcp"
 	"github.com/cleave-project/cleave/network/dns"
 	"github.com/cleave-project/cleave/network/link"
 	"github.com/cleave-project/cleave/network/nft"
@@ -27,6 +28,7 @@ type Manager struct {
 	rt     *link.Conn
 	tables *nft.Tables
 	names  *dns.Server
+	leases *dhcp.Server
 	ledger *ledger
 
 	stop   context.CancelFunc
@@ -102,6 +104,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 		networks: map[string]*bridge{}, ports: map[string]*port{}, forwards: map[string][]heldForward{},
 		leaving: map[string]int{}, cursors: map[cursor]uint64{},
 	}
+	m.leases = dhcp.New(dhcp.Options{Find: m.lease, Log: o.Log})
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(context.Background())
 	m.work.Go(func() { m.watch(ctx) })
@@ -110,7 +113,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	return m, nil
 }
 
-// Close ends DNS; guests keep the rest. Ports of the host that are published
+// Close ends DNS and DHCP; guests keep the rest. Ports of the host that are published
 // are no longer reserved.
 func (m *Manager) Close() (err error) {
 	m.closed.Do(func() {
@@ -131,6 +134,7 @@ func (m *Manager) Close() (err error) {
 func (m *Manager) rest() {
 	m.stop()
 	m.names.Close()
+	m.leases.Close()
 	m.work.Wait()
 }
 

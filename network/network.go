@@ -4,12 +4,12 @@
 //
 // Desired state is handed over whole and compared with what the kernel has;
 // only the difference is written. Guests keep their network while the daemon
-// is down, except for DNS. A new daemon calls Ensure for every network and
+// is down, except for DNS and DHCP. A new daemon calls Ensure for every network and
 // then Sweep once, with the ports and forwards that are wanted.
 //
 // A network is a bridge that holds the gateway addresses. A guest may send
-// from its own addresses only, reaches its gateway's DNS and nothing else of
-// the host, guests of its own network, ports that are published, and what
+// from its own addresses only, reaches its gateway's DNS and DHCP and nothing else
+// of the host, guests of its own network, ports that are published, and what
 // the host routes to. Guests of other networks and the world reach it by
 // published ports only (and the world reaches all of a network without NAT).
 // Published ports also answer on 127.0.0.1 of the host. On ::1 they can't,
@@ -58,6 +58,7 @@ type Port struct {
 	IPv4, IPv6 netip.Addr // the zero Addr for none
 	MTU        int        // the network's if 0
 	In, Out    api.Bytes  // bytes per second as the guest sees them; 0 for no limit
+	Hostname   string     // told by DHCP; empty for none
 }
 
 // Forward sends a port of the host to a guest.

@@ -41,12 +41,19 @@ func Guest(link string, mac net.HardwareAddr, addrs []netip.Addr) []Element {
 			family = "6"
 		}
 		e = append(e, Element{"addresses" + family, ifname(link) + padded(mac) + addr, ""}, owner(a, mac))
+		if a.Is4() {
+			// Before it knows its address it has none (RFC 2131 §4.1).
+			e = append(e, Element{"addresses4", ifname(link) + padded(mac) + string(unknown[:]), ""})
+		}
 		if !a.IsLinkLocalUnicast() {
 			e = append(e, Element{"self" + family, addr + addr, ""})
 		}
 	}
 	return e
 }
+
+// unknown is the address of who doesn't know his own.
+var unknown [4]byte
 
 func owner(a netip.Addr, mac net.HardwareAddr) Element {
 	if a.Is6() {

@@ -143,6 +143,14 @@ var toMAC = statement{&expr.Payload{
 	OperationType: expr.PayloadWrite, SourceRegister: reg0, Base: link, Offset: 0, Len: 6,
 }}
 
+// toHostEnd makes the host's end of the port that the frame came in by its
+// destination. That has the guest's MAC, but for the first byte.
+var toHostEnd = append(load(payload(link, 7, 5)),
+	&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg0, Base: link, Offset: 1, Len: 5},
+	&expr.Immediate{Register: reg0, Data: []byte{0xfe}},
+	&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg0, Base: link, Offset: 0, Len: 1},
+)
+
 var (
 	accept     = statement{&expr.Verdict{Kind: expr.VerdictAccept}}
 	drop       = statement{&expr.Verdict{Kind: expr.VerdictDrop}}
@@ -172,6 +180,7 @@ var (
 	toHost   = is(fibDest, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))
 	toBridge = is(fibDestIn, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))
 	toDNS    = is(dport, port(53))
+	toDHCP   = is(dport, port(67))
 )
 
 func port(n uint16) []byte { return binaryutil.BigEndian.PutUint16(n) }

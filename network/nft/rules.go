@@ -30,6 +30,8 @@ const (
 	shoutsPerSecond  = 200  // broadcast and multicast frames of one port
 )
 
+var everybody = []byte{255, 255, 255, 255}
+
 var loopback6 = append(make([]byte, 15), 1)
 
 // inetChains translate addresses and keep guests from the host.
@@ -96,6 +98,7 @@ func inetChains(s *sets) []chain {
 			rule(toGuest, jump("to-guest")),
 		}},
 		{name: "to-host", rules: slices.Concat(dnsRules(s), [][]statement{
+			rule(ipv4, udp, toDHCP, drop), // it was read before; nobody is to refuse it
 			rule(known, accept),
 			rule(invalid, drop),
 			rule(ipv4, is(l4proto, []byte{unix.IPPROTO_ICMP}), is(icmpType, []byte{8}), accept),
@@ -158,6 +161,11 @@ func bridgeChains(s *sets, group uint32) []chain {
 		{name: "from-ip4", rules: [][]statement{
 			rule(notIn(s.addresses4, iifname, etherSource, ip4Source), drop),
 			rule(udp, is(sport, port(67)), drop), // a DHCP server
+			// Requests to ours, which reads them on the bridge itself. They
+			// don't concern other guests.
+			rule(udp, toDHCP, over(s.shouts, iifname, shoutsPerSecond, shoutsPerSecond), drop),
+			rule(is(ip4Source, unknown[:]), is(ip4Dest, everybody), udp, toDHCP, toHostEnd, accept),
+			rule(is(ip4Source, unknown[:]), drop),
 			rule(accept),
 		}},
 		{name: "from-arp", rules: [][]statement{

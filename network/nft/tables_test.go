@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -195,9 +196,9 @@ func TestThousandsOfElementsFitOneTransaction(t *testing.T) {
 	tables := open(t, "")
 	var all []Element
 	a4, a6 := netip.MustParseAddr("10.83.0.1"), netip.MustParseAddr("fd00::1")
-	for range 2000 {
+	for n := range 2000 {
 		a4, a6 = a4.Next(), a6.Next()
-		all = append(all, Guest("caaaaaaaaaan0", mac, []netip.Addr{a4, a6})...)
+		all = append(all, Guest(fmt.Sprintf("c%010dn0", n), mac, []netip.Addr{a4, a6})...)
 	}
 	start := time.Now()
 	if changed, err := tables.Reconcile(all); err != nil || changed != len(all) {
