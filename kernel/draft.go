@@ -81,8 +81,47 @@ func (d *draft) addImage(name string, r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if h.payload != nil {
+		f, h = d.bare(f, h)
+	}
 	d.image, d.hdr = f, h
 	return nil
+}
+
+// bare replaces a bzImage by the vmlinux in it, if that can be had and
+// booted.
+func (d *draft) bare(f *os.File, h *header) (*os.File, *header) {
+	out, err := d.create(fileImage + ".bare")
+	if err != nil {
+		return f, h
+	}
+	inner, err := unpackPayload(out, h.payload)
+	if err == nil && (inner.kind != h.kind || inner.arch != h.arch || inner.release != h.release) {
+		err = errNoKernel
+	}
+	if err == nil {
+		err = os.Rename(out.Name(), f.Name())
+	}
+	if err != nil {
+		out.Close()
+		_ = os.Remove(out.Name())
+		return f, h
+	}
+	f.Close()
+	return out, inner
+}
+
+func unpackPayload(out *os.File, payload *io.SectionReader) (*header, error) {
+	z, err := unpacker(payload)
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	n, err := io.Copy(out, io.LimitReader(z, maxKernel))
+	if err != nil {
+		return nil, err
+	}
+	return identify(out, n)
 }
 
 func (d *draft) takeImage(r io.Reader) (*os.File, *header, error) {

@@ -21,6 +21,9 @@ type header struct {
 	// packed is where a compressed kernel lies in the file; what it is shows
 	// when it is unpacked. Nil for a kernel that can be booted as it is.
 	packed *io.SectionReader
+	// payload is the compressed vmlinux in a bzImage, which can be booted
+	// with or without it.
+	payload *io.SectionReader
 }
 
 // errNoKernel is an answer of identify.
@@ -84,7 +87,7 @@ func bzImage(f io.ReaderAt, b []byte, size int64) (*header, error) {
 	if end := (sects + 1) * 512; end >= size {
 		return nil, errors.New("it is a bzImage that is cut off")
 	}
-	h := &header{kind: api.KindVM, arch: "amd64"}
+	h := &header{kind: api.KindVM, arch: "amd64", payload: payload(f, b, size, sects)}
 	at := int64(le.Uint16(b[release:]))
 	if at == 0 || at >= sects*512 {
 		return h, nil

@@ -149,8 +149,9 @@ func (s *Store) buildInitramfs(file, dir string, r *record, agent string) error 
 	return publish(f, file, err)
 }
 
-// writeInitramfs writes the archive. It is not compressed: under emulation
-// the guest would spend more on unpacking than the host on copying.
+// writeInitramfs writes the archive. It is not compressed: an emulated boot
+// takes the same CPU time with gzip, lz4 or zstd (2.3 to 2.4 s in all), and
+// the disk has room for some MB.
 func writeInitramfs(c *cpio, agent []byte, modules []module) error {
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "mnt", "modules"} {
 		c.add(d, cpioDir, 0, 0, nil)
