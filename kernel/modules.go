@@ -20,7 +20,8 @@ var (
 		api.KindPVM: {"erofs", "overlay", "ext4", "af_packet"},
 	}
 	useful = map[api.Kind][]string{
-		api.KindVM: {"virtio_rng", "virtio_balloon", "pvpanic_pci", "pvpanic_mmio", "button", "evdev"},
+		api.KindVM:  {"virtio_rng", "virtio_balloon", "pvpanic_pci", "pvpanic_mmio", "button", "evdev", "ipv6"},
+		api.KindPVM: {"ipv6"},
 	}
 )
 
