@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
 )
 
@@ -140,7 +139,7 @@ func (c *commandLine) streams(p *machine.Plan, s given) {
 // the disks by whose names boot finds them.
 func (c *commandLine) direct(p *machine.Plan, h host, s given) {
 	byFD := func(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.Give(f)) }
-	c.add("-kernel", byFD(s.kernel), "-initrd", byFD(s.initrd), "-append", kernelLine(p.Spec.Machine.Kernel, h))
+	c.add("-kernel", byFD(s.kernel), "-initrd", byFD(s.initrd), "-append", kernelLine(p, h))
 	c.ports(4, "1f")
 	disk := func(name string, f *os.File, readOnly bool) {
 		if f == nil {
@@ -164,12 +163,19 @@ func (c *commandLine) direct(p *machine.Plan, h host, s given) {
 // kernelLine is the kernel's command line. A panic resets at once, and boot
 // tells what was. Translated code has no clock to measure the time stamp
 // counter by, and waits for one forever: the kernel is told the frequency.
-func kernelLine(k engine.Kernel, h host) string {
-	words := []string{"console=" + h.arch.console, "quiet", "loglevel=4", "panic=-1", "cleave.disks=virtio", "random.trust_cpu=on", h.arch.args}
+//
+// Where the console is the entry point's standard error, only emergencies are
+// written there. A panic makes it verbose by itself, if it isn't silent.
+func kernelLine(p *machine.Plan, h host) string {
+	level := "loglevel=4"
+	if !p.Spec.System {
+		level = "loglevel=1"
+	}
+	words := []string{"console=" + h.arch.console, "quiet", level, "panic=-1", "cleave.disks=virtio", "random.trust_cpu=on", h.arch.args}
 	if h.tsc > 0 {
 		words = append(words, fmt.Sprintf("tsc_early_khz=%d", h.tsc))
 	}
-	return strings.Join(slices.DeleteFunc(append(words, k.Args), func(w string) bool { return w == "" }), " ")
+	return strings.Join(slices.DeleteFunc(append(words, p.Spec.Machine.Kernel.Args), func(w string) bool { return w == "" }), " ")
 }
 
 // disk adds the device for the node of that name.

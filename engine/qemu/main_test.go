@@ -107,7 +107,7 @@ var stock = sync.OnceValues(func() (*kernel.Store, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	_, err = s.Fetch(ctx, api.KernelFetch{Kind: api.KindVM}, func(string, int64, int64) {})
+	_, err = s.Fetch(ctx, api.KernelFetch{Kind: api.KindVM, Distribution: "debian"}, func(string, int64, int64) {})
 	return s, err
 })
 
