@@ -126,9 +126,11 @@ func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 // have the flag d, that there's nothing but data in them: a guest could
 // write the header of a copy-on-write file, which names another file, to its
 // own disk, and linux.uml would open that at the next start.
+//
+// They have names too, as on virtio, since Linux 6.0 (/sys/block/ubda/serial).
 func (c *commandLine) disks(p *machine.Plan) {
 	n := 0
-	disk := func(f *os.File, readOnly bool) {
+	disk := func(f *os.File, readOnly bool, role string, i int) {
 		if f == nil {
 			return
 		}
@@ -136,18 +138,18 @@ func (c *commandLine) disks(p *machine.Plan) {
 		if readOnly {
 			flags = "rd"
 		}
-		c.add(fmt.Sprintf("ubd%d%s=%s", n, flags, descriptor(c.File(f))))
+		c.add(fmt.Sprintf("ubd%d%s=%s,,%s", n, flags, descriptor(c.File(f)), machine.DiskName(role, i)))
 		n++
 	}
-	disk(p.Image, true)
-	disk(p.Root, false)
-	disk(p.Control, false)
-	disk(p.Modules, true)
+	disk(p.Image, true, machine.RoleImage, 0)
+	disk(p.Root, false, machine.RoleRoot, 0)
+	disk(p.Control, false, machine.RoleControl, 0)
+	disk(p.Modules, true, machine.RoleModules, 0)
 	for i, f := range p.Volumes {
-		disk(f, p.Mounts[i].ReadOnly)
+		disk(f, p.Mounts[i].ReadOnly, machine.RoleVolume, i)
 	}
 	for i, f := range p.Disks {
-		disk(f, p.Machine.Disks[i].ReadOnly)
+		disk(f, p.Machine.Disks[i].ReadOnly, machine.RoleDisk, i)
 	}
 }
 
