@@ -71,7 +71,12 @@ func (u *uevents) close() { unix.Close(u.fd) }
 func (m *machine) findDisk(name string, grace time.Duration) (string, error) {
 	find := func() string { return diskBySerial(name) }
 	if m.byOrder {
-		find = func() string { return present("/dev/ubd" + string(rune('a'+place(name)))) }
+		find = func() string {
+			if dev := diskBySerial(name); dev != "" {
+				return dev
+			}
+			return present("/dev/ubd" + string(rune('a'+diskPlace(name, m.boot != nil && m.boot.Modules != ""))))
+		}
 	}
 	dev := m.events.until(grace, find)
 	if dev == "" {
@@ -81,8 +86,9 @@ func (m *machine) findDisk(name string, grace time.Duration) (string, error) {
 	return dev, nil
 }
 
-// place is a disk's where disks have no names.
-func place(name string) int {
+// diskPlace is a disk's where disks have no names. A disk of modules is the
+// one after the control disk, which tells of it.
+func diskPlace(name string, modules bool) int {
 	for i, n := range []string{diskImage, diskRoot, diskControl} {
 		if n == name {
 			return i
@@ -91,6 +97,9 @@ func place(name string) int {
 	n, err := strconv.Atoi(strings.TrimPrefix(name, diskVolume))
 	if err != nil {
 		n = 'z' // nothing is there
+	}
+	if modules {
+		n++
 	}
 	return 3 + n
 }
