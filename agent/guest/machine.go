@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -190,5 +191,21 @@ func (c *child) exitStatus() api.ExitStatus {
 	if c.status.Signaled() {
 		st.Signal = unix.SignalName(c.status.Signal())
 	}
+	st.OOMKilled = st.Code == 137 && oomKills() > 0
 	return st
+}
+
+// oomKills counts the processes that the kernel has killed for want of memory
+// since it booted.
+func oomKills() (n uint64) {
+	b, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ = strconv.ParseUint(strings.TrimSpace(count), 10, 64)
+		}
+	}
+	return n
 }

@@ -37,8 +37,9 @@ type machine struct {
 	boot    *vitals.Boot
 	status  vitals.Status
 
-	root *os.File // the guest's root, a mount
-	disk *os.File // the root disk's file system
+	root    *os.File   // the guest's root, a mount
+	disk    *os.File   // the root disk's file system
+	volumes []*os.File // file systems of volumes that can be written
 }
 
 // Run boots the machine. It is called as PID 1 of an initramfs, in which

@@ -48,13 +48,16 @@ func (m *machine) end(lines []*port) {
 	select {} // PID 1 must not return
 }
 
-// settle leaves the root disk without a journal to be replayed, if that can
-// be done: the file system is read-only when nobody writes to it any more.
+// settle leaves disks without a journal to be replayed, if that can be done:
+// their file systems are read-only when nobody writes to them any more.
 func (m *machine) settle() {
-	if m.disk == nil {
-		return
+	disks := m.volumes
+	if m.disk != nil {
+		_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		disks = append(disks, m.disk)
 	}
-	_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
-	name := fmt.Sprintf("/proc/self/fd/%d", m.disk.Fd())
-	_ = unix.Mount("", name, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	for _, d := range disks {
+		name := fmt.Sprintf("/proc/self/fd/%d", d.Fd())
+		_ = unix.Mount("", name, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
 }

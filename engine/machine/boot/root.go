@@ -201,22 +201,38 @@ func (m *machine) mountVolumes() error {
 		if err != nil {
 			return err
 		}
-		attr := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
-		fs := mountfd.New("ext4").String("source", dev)
-		if v.ReadOnly {
-			attr |= unix.MOUNT_ATTR_RDONLY
-		}
-		f, err := fs.Mount(attr)
+		f, err := mountVolume(dev, v.ReadOnly)
 		if err != nil {
 			return api.Errorf(api.CodeInvalid, "mount the disk %q for %s: %w", v.Disk, v.Target, explain(err))
 		}
-		err = m.place(f, v.Target, true)
-		f.Close()
-		if err != nil {
+		if !v.ReadOnly {
+			m.volumes = append(m.volumes, f)
+		} else {
+			defer f.Close()
+		}
+		if err := m.place(f, v.Target, true); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// mountVolume mounts a volume. One that is read-only, and whose last guest
+// died, may have a journal that nobody here can replay: the disk is read-only
+// too.
+func mountVolume(dev string, readOnly bool) (*os.File, error) {
+	const attr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	volume := func() *mountfd.FS { return mountfd.New("ext4").String("source", dev) }
+	if !readOnly {
+		return volume().Mount(attr)
+	}
+	f, err := volume().Flag("ro").Mount(attr | unix.MOUNT_ATTR_RDONLY)
+	if err != nil {
+		if f, replay := volume().Flag("ro").Flag("norecovery").Mount(attr | unix.MOUNT_ATTR_RDONLY); replay == nil {
+			return f, nil
+		}
+	}
+	return f, err
 }
 
 // enter makes the guest's root the root directory. The initramfs can't be
