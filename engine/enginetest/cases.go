@@ -138,6 +138,14 @@ func (s *suite) readOnlyRoot(t *testing.T) {
 	spec := s.spec(t, `touch /x 2>&1; mount -o remount,rw / 2>&1; touch /x 2>&1`)
 	spec.Root.ReadOnly = true
 	out, st := s.run(t, spec)
+	if s.Machine != nil {
+		// Its root is master of its own kernel's mounts: what is read-only
+		// there keeps programs from mistakes.
+		if !strings.HasPrefix(out, "touch: /x: Read-only") {
+			t.Errorf("status %+v, output %q", st, out)
+		}
+		return
+	}
 	if st.Code == 0 || strings.Count(out, "Read-only") != 2 {
 		t.Errorf("status %+v, output %q", st, out)
 	}
@@ -313,7 +321,8 @@ func (s *suite) processLimit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st.PIDs > 60 {
+		// In a machine our own PID 1 counts beside those that are bounded.
+		if most := int64(60); st.PIDs > most && (s.Machine == nil || st.PIDs > most+16) {
 			t.Fatalf("%d processes", st.PIDs)
 		}
 		time.Sleep(10 * time.Millisecond)
