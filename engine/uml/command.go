@@ -136,7 +136,7 @@ func (c *commandLine) disks(p *machine.Plan) {
 		}
 		flags := "d"
 		if readOnly {
-			flags = "rd"
+			flags = "rcd" // not locked: others have it too, QEMU among them
 		}
 		c.add(fmt.Sprintf("ubd%d%s=%s,,%s", n, flags, descriptor(c.File(f)), machine.DiskName(role, i)))
 		n++
