@@ -13,7 +13,7 @@ export CGO_ENABLED := 0
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: ## install what is missing, build, start the daemon and a first guest (root)
+up: ## install what is missing, build, start the daemon and a guest behind each wall (root)
 	@script/up
 
 down: ## stop all guests and the daemon, leave nothing running; PURGE=1 deletes data too
