@@ -25,12 +25,18 @@ func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOpti
 		return nil, notRunning(id)
 	}
 	c := &console{e: e, id: id, agentSized: r.Machine.Terminal}
+	if opts.Stdin {
+		c.stdin = nowhere{}
+	}
 	a, err := k.Attach(ctx, id, keeper.AttachOptions{Stdin: opts.Stdin && r.Terminal, Replay: opts.Replay})
 	if err != nil {
 		return nil, err
 	}
 	c.Attachment = a
-	if opts.Stdin && !r.Terminal && r.Machine.Stdin && r.Alive() {
+	switch {
+	case opts.Stdin && r.Terminal:
+		c.stdin = a.Stdin()
+	case opts.Stdin && r.Machine.Stdin && r.Alive():
 		if err := c.openInput(ctx); err != nil {
 			a.Close()
 			return nil, err
@@ -39,6 +45,12 @@ func (e *Engine) Console(ctx context.Context, id string, opts engine.ConsoleOpti
 	return c, nil
 }
 
+// nowhere is the input of a guest that has none, or takes none any more.
+type nowhere struct{}
+
+func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (nowhere) Close() error                { return nil }
+
 // console is an attachment to a guest.
 type console struct {
 	*keeper.Attachment
@@ -46,28 +58,27 @@ type console struct {
 	id         string
 	agentSized bool // the terminal is in the guest, and its agent sizes it
 
-	client *agent.Client
-	input  *agent.Input
+	stdin  io.WriteCloser // nil if it was not asked for
+	client *agent.Client  // that has it
 	closed sync.Once
 }
 
-func (c *console) openInput(ctx context.Context) (err error) {
-	if c.client, err = c.e.client(ctx, c.id); err != nil {
+func (c *console) openInput(ctx context.Context) error {
+	client, err := c.e.client(ctx, c.id)
+	if err != nil {
 		return err
 	}
-	if c.input, err = c.client.Input(ctx); err != nil {
-		c.client.Close()
+	in, err := client.Input(ctx)
+	if err != nil {
+		client.Close()
+		return err
 	}
-	return err
+	c.client, c.stdin = client, in
+	return nil
 }
 
 // Stdin implements engine.Console.
-func (c *console) Stdin() io.WriteCloser {
-	if c.input != nil {
-		return c.input
-	}
-	return c.Attachment.Stdin()
-}
+func (c *console) Stdin() io.WriteCloser { return c.stdin }
 
 // Resize implements engine.Console. The keeper's terminal is the line that
 // the guest's hangs on; a guest that doesn't answer has its old size.

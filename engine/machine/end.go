@@ -62,7 +62,7 @@ func (e *Engine) ending(id string, process api.ExitStatus) api.ExitStatus {
 	case s.Code > 0:
 		s.Reason = byCrash
 		s.OOMKilled = s.Code == 137 && e.cgroups.Group(id).OOMKills() > 0
-	case e.running(id):
+	case e.working(id):
 		// It ended in good order with the guest in the middle of its work.
 		s = api.ExitStatus{Code: 255, Reason: byPanic}
 	default:
@@ -103,9 +103,14 @@ func (e *Engine) told(id string, process api.ExitStatus) api.ExitStatus {
 	return api.ExitStatus{Code: -1}
 }
 
-// running tells whether a guest made of an image had executed its entry point
-// and not said that it ends.
-func (e *Engine) running(id string) bool {
+// working tells whether an application had been executed and our PID 1 has
+// not said that it ends. The init of a system needs no word of ours to power
+// it off.
+func (e *Engine) working(id string) bool {
+	r, err := e.book.Read(id)
+	if err != nil || r.System {
+		return false
+	}
 	s, err := readStatus(e.book.Dir(id))
 	return err == nil && s.Phase == vitals.PhaseRunning
 }

@@ -177,6 +177,13 @@ func newEngine(t *testing.T, m Monitor) *Engine {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
+		fds, _ := os.ReadDir("/proc/self/fd")
+		for _, fd := range fds {
+			to, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+			if strings.HasSuffix(to, ".img") || strings.HasPrefix(to, "/memfd:cleave-agent") || strings.HasPrefix(to, dir) {
+				t.Errorf("descriptor %s of %s is left", fd.Name(), to)
+			}
+		}
 	})
 	return e
 }
