@@ -101,7 +101,7 @@ func (m *machine) prepare() error {
 // Waits for devices. A kernel says at once what it has found, but emulation
 // on a busy host can be slow by a factor of a hundred.
 const (
-	deviceGrace = time.Minute
+	deviceGrace = 20 * time.Second
 	// brokenGrace is for the control disk when a module is missing: it may be
 	// the one that the disk needs.
 	brokenGrace = 5 * time.Second

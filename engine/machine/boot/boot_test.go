@@ -1,0 +1,478 @@
+package boot_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/agent/link"
+	"github.com/cleave-project/cleave/engine/machine/vitals"
+)
+
+// hangGuard is for machines that never end: emulation on a busy host is slow.
+const hangGuard = 30 * time.Second
+
+// fixture is what all tests boot: made once.
+type fixture struct {
+	dir     string
+	agent   string // cleave-agent
+	image   string // EROFS with busybox
+	root    string // an empty ext4, to be copied
+	initrd  string
+	modules []string
+	err     error
+}
+
+const umlProgram = "/usr/bin/linux.uml"
+
+var shared = sync.OnceValue(func() *fixture {
+	f := &fixture{}
+	f.err = f.make()
+	return f
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if f := shared(); f.dir != "" {
+		os.RemoveAll(f.dir)
+	}
+	os.Exit(code)
+}
+
+// need returns the fixture, or skips where the emulator isn't installed.
+func need(t testing.TB) *fixture {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots machines")
+	}
+	for _, p := range []string{umlProgram, "mkfs.ext4", "mkfs.erofs", "busybox"} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("%v (Debian: user-mode-linux e2fsprogs erofs-utils busybox-static)", err)
+		}
+	}
+	f := shared()
+	if f.err != nil {
+		t.Fatal(f.err)
+	}
+	return f
+}
+
+func (f *fixture) make() (err error) {
+	if f.dir, err = os.MkdirTemp("", "boot-"); err != nil {
+		return err
+	}
+	f.agent = filepath.Join(f.dir, "cleave-agent")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", f.agent, "github.com/cleave-project/cleave/cmd/cleave-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the agent: %w: %s", err, out)
+	}
+	if f.modules, err = umlModules("overlay", "erofs", "ipv6"); err != nil {
+		return err
+	}
+	f.initrd = filepath.Join(f.dir, "initrd")
+	if err := f.initramfs(f.initrd, f.modules); err != nil {
+		return err
+	}
+	tree := filepath.Join(f.dir, "tree")
+	if err := busyboxTree(tree); err != nil {
+		return err
+	}
+	f.image = filepath.Join(f.dir, "image")
+	if err := command("mkfs.erofs", "--quiet", f.image, tree); err != nil {
+		if err := command("mkfs.erofs", f.image, tree); err != nil {
+			return err
+		}
+	}
+	f.root = filepath.Join(f.dir, "root")
+	return ext4(f.root, 32<<20)
+}
+
+func command(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
+func ext4(file string, size int64) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	f.Close()
+	return command("mkfs.ext4", "-q", "-F", file)
+}
+
+// busyboxTree is a small root file system with an init of its own.
+func busyboxTree(root string) error {
+	for _, d := range []string{"bin", "sbin", "etc", "dev", "proc", "sys", "tmp", "root"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	exe, err := exec.LookPath("busybox")
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(exe)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755); err != nil {
+		return err
+	}
+	list, err := exec.Command(exe, "--list").Output()
+	if err != nil {
+		return err
+	}
+	for name := range strings.FieldsSeq(string(list)) {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil && name != "busybox" {
+			return err
+		}
+	}
+	for name, content := range map[string]string{
+		"etc/passwd":  "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+		"etc/group":   "root:x:0:\nnogroup:x:65534:\n",
+		"etc/hosts":   "127.0.0.1 of-the-image\n",
+		"etc/inittab": "::sysinit:/bin/echo sysinit\nttyS0::respawn:/bin/sleep 1000\n::shutdown:/bin/echo shutdown\n",
+	} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return os.Symlink("../bin/busybox", filepath.Join(root, "sbin/init"))
+}
+
+// umlModules are the files of modules and those they need, in the order in
+// which they load.
+func umlModules(names ...string) ([]string, error) {
+	lists, _ := filepath.Glob("/usr/lib/uml/modules/*/modules.dep")
+	if len(lists) == 0 {
+		return nil, fmt.Errorf("no modules of User Mode Linux are installed")
+	}
+	dir := filepath.Dir(lists[0])
+	b, err := os.ReadFile(lists[0])
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, name := range names {
+		for line := range strings.Lines(string(b)) {
+			file, needs, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if filepath.Base(file) != name+".ko" {
+				continue
+			}
+			for _, f := range slices.Backward(append([]string{file}, strings.Fields(needs)...)) {
+				if f = filepath.Join(dir, f); !slices.Contains(files, f) {
+					files = append(files, f)
+				}
+			}
+		}
+	}
+	return files, nil
+}
+
+// initramfs writes one with these modules, in the cpio format that the kernel
+// unpacks (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+func (f *fixture) initramfs(file string, modules []string) error {
+	var b bytes.Buffer
+	inode := 0
+	add := func(name string, mode, major, minor int, content []byte) {
+		inode++
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+			inode, mode, 0, 0, 1, 0, len(content), 0, 0, major, minor, len(name)+1, 0, name)
+		b.Write(make([]byte, -b.Len()&3))
+		b.Write(content)
+		b.Write(make([]byte, -b.Len()&3))
+	}
+	agent, err := os.ReadFile(f.agent)
+	if err != nil {
+		return err
+	}
+	add("dev", 0o40755, 0, 0, nil)
+	add("dev/console", 0o20600, 5, 1, nil)
+	add("init", 0o100755, 0, 0, agent)
+	add("modules", 0o40755, 0, 0, nil)
+	var order strings.Builder
+	for _, m := range modules {
+		order.WriteString(filepath.Base(m) + "\n")
+		if content, err := os.ReadFile(m); err == nil { // a missing one is a test's
+			add("modules/"+filepath.Base(m), 0o100644, 0, 0, content)
+		}
+	}
+	add("modules/order", 0o100644, 0, 0, []byte(order.String()))
+	add("TRAILER!!!", 0, 0, 0, nil)
+	return os.WriteFile(file, b.Bytes(), 0o644)
+}
+
+// guest is a machine under User Mode Linux, without any engine.
+type guest struct {
+	t       testing.TB
+	fix     *fixture
+	dir     string
+	boot    vitals.Boot
+	image   string
+	root    string
+	control string
+	initrd  string
+	disks   []string // more of them
+	args    []string
+
+	cmd             *exec.Cmd
+	console         output
+	stdout, stderr  output
+	toGuest, toHost *os.File // the agent's line
+	terminal        *os.File // what is typed, with a TTY
+	started         time.Time
+	ended           chan struct{}
+}
+
+// output is what has been written so far.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+	eof chan struct{}
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// from collects until r ends.
+func (o *output) from(r io.Reader) {
+	o.mu.Lock()
+	o.buf.Reset()
+	o.mu.Unlock()
+	eof := make(chan struct{})
+	o.eof = eof
+	go func() {
+		defer close(eof)
+		b := bufio.NewReader(r)
+		for {
+			c, err := b.ReadByte()
+			if err != nil {
+				return
+			}
+			o.mu.Lock()
+			o.buf.WriteByte(c)
+			o.mu.Unlock()
+		}
+	}()
+}
+
+// newGuest is an application guest that runs a script.
+func newGuest(t testing.TB, script string) *guest {
+	t.Helper()
+	fix := need(t)
+	g := &guest{t: t, fix: fix, dir: t.TempDir(), image: fix.image, initrd: fix.initrd}
+	g.root, g.control = filepath.Join(g.dir, "root"), filepath.Join(g.dir, "control")
+	if err := command("cp", "--sparse=always", fix.root, g.root); err != nil {
+		t.Fatal(err)
+	}
+	g.boot = vitals.Boot{
+		Hostname: "guest", Hosts: "127.0.0.1 localhost guest\n", Resolv: "nameserver 10.0.0.1\n",
+		Process: vitals.Process{Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin:/sbin"}},
+	}
+	return g
+}
+
+// start boots the machine.
+func (g *guest) start() *guest {
+	g.t.Helper()
+	f, err := os.Create(g.control)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(vitals.Size); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := vitals.WriteBoot(f, &g.boot); err != nil {
+		g.t.Fatal(err)
+	}
+	g.run()
+	return g
+}
+
+// run runs the monitor on disks that are there.
+func (g *guest) run() {
+	g.t.Helper()
+	var files, theirs []*os.File
+	pipe := func(ours int) *os.File {
+		r, w, err := os.Pipe()
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		p := [2]*os.File{r, w}
+		files, theirs = append(files, p[1-ours]), append(theirs, p[1-ours])
+		g.t.Cleanup(func() { p[ours].Close() })
+		return p[ours]
+	}
+	stdout, stderr := pipe(0), pipe(0) // 3 and 4
+	g.toGuest, g.toHost = pipe(1), pipe(0)
+	g.terminal = pipe(1) // 7
+	line1 := "null,fd:3"
+	if g.boot.Process.TTY {
+		line1 = "fd:7,fd:3"
+	}
+	args := []string{
+		"mem=128M", "initrd=" + g.initrd, "uml_dir=" + g.dir, "ubd0r=" + g.image, "ubd1=" + g.root, "ubd2=" + g.control,
+		"quiet", "loglevel=4", "panic=-1", vitals.DisksArg + vitals.DisksUBD,
+		"con=null", "console=ttyS0", "ssl0=null,fd:1", "ssl1=" + line1, "ssl2=null,fd:4", "ssl3=fd:5,fd:6",
+	}
+	for i, d := range g.disks {
+		args = append(args, fmt.Sprintf("ubd%d=%s", 3+i, d))
+	}
+	g.cmd = exec.Command(umlProgram, append(args, g.args...)...)
+	g.cmd.ExtraFiles = files
+	// Killed, it leaves the processes of the guest behind, which it traced.
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	console, err := g.cmd.StdoutPipe()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.started = time.Now()
+	if err := g.cmd.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	for _, f := range theirs {
+		f.Close()
+	}
+	g.console.from(console)
+	g.stdout.from(stdout)
+	g.stderr.from(stderr)
+	cmd, eof, ended := g.cmd, g.console.eof, make(chan struct{})
+	g.ended = ended
+	go func() {
+		<-eof
+		_ = cmd.Wait() // the control disk says how
+		close(ended)
+	}()
+	g.t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		<-ended
+	})
+}
+
+// end waits for the machine's end and returns what it says of itself.
+func (g *guest) end() vitals.Status {
+	g.t.Helper()
+	select {
+	case <-g.ended:
+	case <-time.After(hangGuard):
+		g.t.Fatalf("the machine doesn't end\n%s", g.console.String())
+	}
+	<-g.stdout.eof
+	<-g.stderr.eof
+	return g.status()
+}
+
+// status is what the control disk says.
+func (g *guest) status() vitals.Status {
+	g.t.Helper()
+	f, err := os.Open(g.control)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer f.Close()
+	s, err := vitals.ReadStatus(f)
+	if err != nil {
+		g.t.Fatalf("%v\n%s", err, g.console.String())
+	}
+	if g.t.Failed() {
+		g.t.Log(g.console.String())
+	}
+	return s
+}
+
+// channel is the host's end of the agent's line.
+type channel struct {
+	r, w *os.File
+}
+
+func (c channel) Read(p []byte) (int, error)  { return c.r.Read(p) }
+func (c channel) Write(p []byte) (int, error) { return c.w.Write(p) }
+func (c channel) Close() error {
+	c.r.Close()
+	return c.w.Close()
+}
+
+// session opens the agent's line, as a daemon does: it can be done again.
+func (g *guest) session() *link.Session {
+	g.t.Helper()
+	s, err := link.NewSession(g.context(), channel{dup(g.t, g.toHost), dup(g.t, g.toGuest)})
+	if err != nil {
+		g.t.Fatalf("%v\n%s", err, g.console.String())
+	}
+	g.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// dup is another end of the same pipe, that can be closed while others wait.
+func dup(t testing.TB, f *os.File) *os.File {
+	t.Helper()
+	d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (g *guest) context() context.Context {
+	ctx, cancel := context.WithTimeout(g.t.Context(), hangGuard)
+	g.t.Cleanup(cancel)
+	return ctx
+}
+
+// client connects to the agent.
+func (g *guest) client(s *link.Session) *agent.Client {
+	g.t.Helper()
+	conn, err := s.Open(g.context())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	c, err := agent.Dial(g.context(), conn)
+	if err != nil {
+		g.t.Fatalf("%v\n%s", err, g.console.String())
+	}
+	g.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// exec runs a script in the guest and returns what it wrote.
+func (g *guest) exec(c *agent.Client, script string) string {
+	g.t.Helper()
+	e, err := c.Exec(g.context(), agent.ExecRequest{Command: []string{"sh", "-c", script}})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer e.Close()
+	var errs bytes.Buffer
+	go io.Copy(&errs, e.Stderr())
+	out, err := io.ReadAll(e.Stdout())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if code, err := e.Wait(g.context()); err != nil || code != 0 {
+		g.t.Fatalf("%s: exit %d, %v\n%s", script, code, err, errs.String())
+	}
+	return string(out)
+}
