@@ -65,8 +65,8 @@ func newCommand(p *machine.Plan, h host, s given) *machine.Command {
 	c.listen("monitor", s.monitor)
 	c.add("-mon", "chardev=monitor,mode=control")
 	c.device("virtio-serial-pci", "id", "serial", "max_ports", "8")
-	c.listen("agent", s.agent)
-	c.device("virtserialport", "chardev", "agent", "name", "org.cleave.agent")
+	c.listen(agentPort, s.agent)
+	c.device("virtserialport", "id", portOf(agentPort), "chardev", agentPort, "name", "org.cleave.agent")
 	c.streams(p, s)
 	if h.firmware == nil {
 		c.direct(p, h, s)
@@ -117,8 +117,8 @@ func (c *commandLine) streams(p *machine.Plan, s given) {
 		// discipline on.
 		c.add("-chardev", options("serial", "id", "console", "path", c.path(c.Std(0, os.O_RDWR))))
 		if s.guest != nil {
-			c.listen("guest", s.guest)
-			c.device("virtserialport", "chardev", "guest", "name", "org.qemu.guest_agent.0")
+			c.listen(guestPort, s.guest)
+			c.device("virtserialport", "id", portOf(guestPort), "chardev", guestPort, "name", "org.qemu.guest_agent.0")
 		}
 	case p.Proc.TTY:
 		c.add("-chardev", options("serial", "id", "terminal", "path", c.path(c.Std(0, os.O_RDWR))))
@@ -187,6 +187,13 @@ func (c *commandLine) disk(name string, more ...string) {
 func diskID(name string) string { return "disk-" + name }
 func nicID(name string) string  { return "nic-" + name }
 func portID(n int) string       { return fmt.Sprintf("port%d", n) }
+func portOf(name string) string { return "to-" + name }
+
+// The character devices of the agents: ours, and QEMU's own.
+const (
+	agentPort = "agent"
+	guestPort = "guest"
+)
 
 // ports adds sockets for devices that come later: functions of one device,
 // of which there can be eight.

@@ -15,6 +15,7 @@ const (
 	agentSocket   = "agent.sock"
 	guestSocket   = "guest.sock"
 	endFile       = "end.log"
+	accelFile     = "accel" // how instructions are executed
 )
 
 // openGiven makes what a guest's QEMU gets for itself.

@@ -3,6 +3,8 @@ package qemu
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/cleave-project/cleave/api"
@@ -17,9 +19,19 @@ type monitor struct {
 	tools *tools
 	speed func() (accel.Speed, error) // of KVM
 
+	ctx     context.Context // ends with close
+	cancel  context.CancelFunc
+	looking sync.WaitGroup // goroutines that connect
+
 	mu       sync.Mutex
 	sessions map[string]*session
 	kvm      *kvmState // what was measured last
+}
+
+func newMonitor() *monitor {
+	m := &monitor{tools: newTools(), speed: accel.KVM, sessions: map[string]*session{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
 }
 
 // Name implements machine.Monitor.
@@ -55,6 +67,10 @@ func (m *monitor) Command(ctx context.Context, p *machine.Plan) (_ *machine.Comm
 	if err != nil {
 		return nil, err
 	}
+	if err = os.WriteFile(filepath.Join(p.Dir, accelFile), []byte(h.accel), 0o600); err != nil {
+		g.close()
+		return nil, err
+	}
 	return newCommand(p, *h, *g), nil
 }
 
@@ -85,6 +101,9 @@ func (m *monitor) Running(ctx context.Context, g *machine.Guest) error {
 		return err
 	}
 	state, err := c.Status(ctx)
+	if err == nil {
+		err = s.ports(ctx, c)
+	}
 	if err == nil && state == qmp.StateIncoming {
 		err = s.restore(ctx, c)
 	}
@@ -122,6 +141,8 @@ func (m *monitor) command(ctx context.Context, g *machine.Guest, run func(*qmp.C
 
 // close ends all connections. Guests run on.
 func (m *monitor) close() {
+	m.cancel()
+	m.looking.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range m.sessions {

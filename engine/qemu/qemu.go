@@ -5,7 +5,6 @@ import (
 
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
-	"github.com/cleave-project/cleave/engine/qemu/accel"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -32,12 +31,13 @@ var (
 	_ engine.Plugger  = (*Engine)(nil)
 	_ engine.Saver    = (*Engine)(nil)
 	_ machine.Monitor = (*monitor)(nil)
+	_ machine.Teller  = (*monitor)(nil)
 )
 
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
 func New(opts Options) (*Engine, error) {
-	mon := &monitor{tools: newTools(), speed: accel.KVM, sessions: map[string]*session{}}
+	mon := newMonitor()
 	e, err := machine.New(machine.Options{
 		Monitor: mon, Run: opts.Run, LogDir: opts.LogDir, Scope: opts.Scope,
 		Keeper: opts.Keeper, AgentBinary: opts.AgentBinary, Log: opts.Log,

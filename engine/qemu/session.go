@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cleave-project/cleave/engine/machine"
@@ -21,8 +22,11 @@ type session struct {
 	client   *qmp.Client
 	drained  chan struct{} // closed when the client's events have been read
 	closed   bool
-	shutdown string // why QEMU ends
-	reboots  int
+	looking  bool // somebody connects only to hear of events
+	accel    string
+	shutdown string          // why QEMU ends
+	reboots  int             // by the guest itself
+	open     map[string]bool // the ports that the guest has opened
 	watchers map[*watcher]struct{}
 }
 
@@ -41,7 +45,7 @@ func (m *monitor) session(g *machine.Guest) *session {
 		if s != nil {
 			go s.close() // of a process that has ended
 		}
-		s = &session{id: g.ID, pid: g.PID, dialing: make(chan struct{}, 1), watchers: map[*watcher]struct{}{}}
+		s = &session{id: g.ID, pid: g.PID, dialing: make(chan struct{}, 1), watchers: map[*watcher]struct{}{}, open: map[string]bool{}}
 		m.sessions[g.ID] = s
 	}
 	return s
@@ -90,6 +94,20 @@ func (s *session) connect(ctx context.Context, dir string) (*qmp.Client, error) 
 	return c, nil
 }
 
+// ports looks which ports the guest has opened. What changes tell events.
+func (s *session) ports(ctx context.Context, c *qmp.Client) error {
+	open, err := c.OpenPorts(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range open {
+		s.open[name] = true
+	}
+	return nil
+}
+
 // read takes in a connection's events until it ends.
 func (s *session) read(c *qmp.Client, drained chan struct{}) {
 	defer close(drained)
@@ -120,6 +138,11 @@ func (s *session) take(e qmp.Event) {
 		var r qmp.Shutdown
 		if e.Decode(&r) == nil && r.Guest {
 			s.reboots++
+		}
+	case qmp.EventPort:
+		var p qmp.Port
+		if e.Decode(&p) == nil && (p.ID == portOf(agentPort) || p.ID == portOf(guestPort)) {
+			s.open[strings.TrimPrefix(p.ID, portOf(""))] = p.Open
 		}
 	}
 }

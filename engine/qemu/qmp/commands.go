@@ -202,7 +202,15 @@ const (
 	EventMigration = "MIGRATION"
 	EventBalloon   = "BALLOON_CHANGE"
 	EventDeleted   = "DEVICE_DELETED"
+	EventPort      = "VSERPORT_CHANGE"
 )
+
+// Port is the data of the event VSERPORT_CHANGE: a port of the guest's was
+// opened or closed by it.
+type Port struct {
+	ID   string `json:"id"`
+	Open bool   `json:"open"`
+}
 
 // Decode fills v from the event's data.
 func (e Event) Decode(v any) error {
@@ -255,4 +263,21 @@ func (c *Client) Drives(ctx context.Context) ([]Drive, error) {
 	var list []Drive
 	err := c.Execute(ctx, "query-block", nil, &list)
 	return list, err
+}
+
+// OpenPorts are the names of the character devices whose other end the guest
+// has opened.
+func (c *Client) OpenPorts(ctx context.Context) ([]string, error) {
+	var list []struct {
+		Label string `json:"label"`
+		Open  bool   `json:"frontend-open"`
+	}
+	err := c.Execute(ctx, "query-chardev", nil, &list)
+	var open []string
+	for _, d := range list {
+		if d.Open {
+			open = append(open, d.Label)
+		}
+	}
+	return open, err
 }
