@@ -188,37 +188,49 @@ func umlModules(names ...string) ([]string, error) {
 	return files, nil
 }
 
-// initramfs writes one with these modules, in the cpio format that the kernel
-// unpacks (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+// cpio is an archive in the format that the kernel unpacks (Linux,
+// Documentation/driver-api/early-userspace/buffer-format.rst).
+type cpio struct {
+	buf   bytes.Buffer
+	inode int
+}
+
+func (c *cpio) add(name string, mode, major, minor int, content []byte) {
+	c.inode++
+	fmt.Fprintf(&c.buf, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+		c.inode, mode, 0, 0, 1, 0, len(content), 0, 0, major, minor, len(name)+1, 0, name)
+	c.align()
+	c.buf.Write(content)
+	c.align()
+}
+
+func (c *cpio) align() { c.buf.Write(make([]byte, -c.buf.Len()&3)) }
+
+func (c *cpio) write(file string) error {
+	c.add("TRAILER!!!", 0, 0, 0, nil)
+	return os.WriteFile(file, c.buf.Bytes(), 0o644)
+}
+
+// initramfs writes one with these modules.
 func (f *fixture) initramfs(file string, modules []string) error {
-	var b bytes.Buffer
-	inode := 0
-	add := func(name string, mode, major, minor int, content []byte) {
-		inode++
-		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-			inode, mode, 0, 0, 1, 0, len(content), 0, 0, major, minor, len(name)+1, 0, name)
-		b.Write(make([]byte, -b.Len()&3))
-		b.Write(content)
-		b.Write(make([]byte, -b.Len()&3))
-	}
 	agent, err := os.ReadFile(f.agent)
 	if err != nil {
 		return err
 	}
-	add("dev", 0o40755, 0, 0, nil)
-	add("dev/console", 0o20600, 5, 1, nil)
-	add("init", 0o100755, 0, 0, agent)
-	add("modules", 0o40755, 0, 0, nil)
+	var c cpio
+	c.add("dev", 0o40755, 0, 0, nil)
+	c.add("dev/console", 0o20600, 5, 1, nil)
+	c.add("init", 0o100755, 0, 0, agent)
+	c.add("modules", 0o40755, 0, 0, nil)
 	var order strings.Builder
 	for _, m := range modules {
 		order.WriteString(filepath.Base(m) + "\n")
 		if content, err := os.ReadFile(m); err == nil { // a missing one is a test's
-			add("modules/"+filepath.Base(m), 0o100644, 0, 0, content)
+			c.add("modules/"+filepath.Base(m), 0o100644, 0, 0, content)
 		}
 	}
-	add("modules/order", 0o100644, 0, 0, []byte(order.String()))
-	add("TRAILER!!!", 0, 0, 0, nil)
-	return os.WriteFile(file, b.Bytes(), 0o644)
+	c.add("modules/order", 0o100644, 0, 0, []byte(order.String()))
+	return c.write(file)
 }
 
 // guest is a machine under User Mode Linux, without any engine.
@@ -460,7 +472,7 @@ func (g *guest) client(s *link.Session) *agent.Client {
 // exec runs a script in the guest and returns what it wrote.
 func (g *guest) exec(c *agent.Client, script string) string {
 	g.t.Helper()
-	e, err := c.Exec(g.context(), agent.ExecRequest{Command: []string{"sh", "-c", script}})
+	e, err := c.Exec(g.context(), execRequest(script))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -475,4 +487,8 @@ func (g *guest) exec(c *agent.Client, script string) string {
 		g.t.Fatalf("%s: exit %d, %v\n%s", script, code, err, errs.String())
 	}
 	return string(out)
+}
+
+func execRequest(script string) agent.ExecRequest {
+	return agent.ExecRequest{Command: []string{"sh", "-c", script}}
 }

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -114,8 +115,11 @@ func (m *machine) system() error {
 	if err := m.note(); err != nil {
 		return err
 	}
-	err = syscall.Exec(file, p.Args, env)
-	return api.Errorf(api.CodeInvalid, "execute %s as the guest's init: %w", file, err).WithField(api.FieldCommand)
+	code := api.CodeInvalid
+	if err = syscall.Exec(file, p.Args, env); errors.Is(err, unix.ENOENT) {
+		code = api.CodeNotFound
+	}
+	return api.Errorf(code, "execute %s as the guest's init: %w", file, err).WithField(api.FieldCommand)
 }
 
 // startCompanion starts this program once more, from its own file, which lies
