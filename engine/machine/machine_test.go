@@ -266,8 +266,8 @@ func TestEndsAreToldApart(t *testing.T) {
 		pretend string
 		want    api.ExitStatus
 	}{
-		"own system powers off":    {script: "exit 0", want: api.ExitStatus{Reason: "poweroff"}},
-		"its monitor fails":        {script: "exit 3", want: api.ExitStatus{Code: 3, Reason: "crash"}},
+		"own system powers off":    {script: "sleep 1; exit 0", want: api.ExitStatus{Reason: "poweroff"}},
+		"its monitor fails":        {script: "sleep 1; exit 3", want: api.ExitStatus{Code: 3, Reason: "crash"}},
 		"entry point":              {pretend: "phase=running write phase=ended code=7 reason=exit write", want: api.ExitStatus{Code: 7, Reason: "exit"}},
 		"entry point, then crash":  {pretend: "phase=ended code=7 write exit=1", want: api.ExitStatus{Code: 7, Reason: "exit"}},
 		"panic":                    {pretend: "phase=running write exit=0", want: api.ExitStatus{Code: 255, Reason: "panic"}},

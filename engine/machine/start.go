@@ -33,6 +33,7 @@ type launch struct {
 	set  settings
 	plan Plan
 
+	start  *guests.Start
 	keeper *keeper.Client
 	group  *cgroup.Group
 	files  []*os.File // of the plan
@@ -59,7 +60,7 @@ func (e *Engine) Start(ctx context.Context, spec *engine.Spec) (*engine.Guest, e
 		start.Finish(false)
 		return nil, err
 	}
-	l := &launch{e: e, spec: spec, set: set, keeper: k, plan: Plan{Spec: spec, Dir: e.book.Dir(spec.ID)}}
+	l := &launch{e: e, spec: spec, set: set, keeper: k, start: start, plan: Plan{Spec: spec, Dir: e.book.Dir(spec.ID)}}
 	defer l.close()
 	if err := l.run(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -95,7 +96,6 @@ func (l *launch) run(ctx context.Context) error {
 			return fmt.Errorf("attach %s to its networks: %w", l.spec.Name, err)
 		}
 	}
-	ended := l.e.book.Expect(l.spec.ID)
 	if err := l.clone(ctx); err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (l *launch) run(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("start %s: %w", l.spec.Name, err)
 	}
-	return l.await(ctx, ended)
+	return l.await(ctx)
 }
 
 // clone makes the monitor's process and its place.
@@ -192,7 +192,7 @@ func (l *launch) buildWall(cmd *Command) (*jail.Wall, error) {
 
 // await waits until the guest is what Start promises: of an image, that its
 // entry point has been executed.
-func (l *launch) await(ctx context.Context, ended <-chan struct{}) error {
+func (l *launch) await(ctx context.Context) error {
 	g := l.e.guest(l.record)
 	ready := make(chan error, 1)
 	wait, cancel := context.WithTimeout(ctx, bootTime)
@@ -201,7 +201,7 @@ func (l *launch) await(ctx context.Context, ended <-chan struct{}) error {
 	var err error
 	select {
 	case err = <-ready:
-	case <-ended:
+	case <-l.start.Ended():
 		cancel()
 		return l.endedEarly(g)
 	}
@@ -212,7 +212,7 @@ func (l *launch) await(ctx context.Context, ended <-chan struct{}) error {
 	// tells a moment later.
 	if !l.record.Alive() {
 		select {
-		case <-ended:
+		case <-l.start.Ended():
 			return l.endedEarly(g)
 		case <-wait.Done():
 		}

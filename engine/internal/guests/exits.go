@@ -12,9 +12,13 @@ import (
 // Start is a guest that is being started. Its end belongs to whoever starts
 // it until Finish.
 type Start struct {
-	b     *Book
-	id    string
+	b  *Book
+	id string
+	// early are ends that came before the guest's process was on record: its
+	// own, or one of the same id before, which the keeper told of late.
+	early []keeper.Guest
 	ended *keeper.Guest
+	over  chan struct{} // closed when ended is set
 }
 
 // Begin begins a start, of which there is one at a time for each id, and none
@@ -28,10 +32,24 @@ func (b *Book) Begin(id string) (*Start, error) {
 	if b.starting[id] != nil {
 		return nil, api.Errorf(api.CodeBusy, "start guest %s: it is being started already", id)
 	}
-	s := &Start{b: b, id: id}
+	s := &Start{b: b, id: id, over: make(chan struct{})}
 	b.starting[id] = s
 	b.own[id] = process{}
 	return s, nil
+}
+
+// Ended is closed when the guest has ended, once it is on record (Write).
+func (s *Start) Ended() <-chan struct{} { return s.over }
+
+// end takes an end for the guest's if it is; with Book.mu held.
+func (s *Start) end(g keeper.Guest) {
+	switch p := s.b.own[s.id]; {
+	case p.pid == 0:
+		s.early = append(s.early, g)
+	case p.is(g) && s.ended == nil:
+		s.ended = &g
+		close(s.over)
+	}
 }
 
 // Finish ends a start. An end that came meanwhile is delivered now, unless
@@ -58,11 +76,11 @@ func (b *Book) watchExits(ch <-chan keeper.Guest) {
 		switch {
 		case !ours: // another engine's, or one that was cleaned before
 		case s != nil:
-			s.ended = &g
+			s.end(g)
 		default:
 			delete(b.own, g.ID)
 		}
-		if w := b.waiting[g.ID]; ours && w != nil {
+		if w := b.waiting[g.ID]; w != nil {
 			close(w)
 			delete(b.waiting, g.ID)
 		}
@@ -105,7 +123,9 @@ func (b *Book) Forget(ctx context.Context, id string, ended <-chan struct{}) err
 		}
 		select {
 		case <-ended:
-			ended = nil // an end that doesn't let us forget is an error for the context to end
+			// Perhaps of an earlier guest of that id; the next one is waited for
+			// before the keeper is asked again.
+			ended = b.Expect(id)
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", err, ctx.Err())
 		}

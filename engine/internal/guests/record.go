@@ -71,8 +71,15 @@ func (b *Book) Write(r Record) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.own[r.ID]; ok {
-		b.own[r.ID] = r.process()
+	if _, ok := b.own[r.ID]; !ok {
+		return nil // its end has been told
+	}
+	b.own[r.ID] = r.process()
+	if s := b.starting[r.ID]; s != nil {
+		for _, g := range s.early {
+			s.end(g)
+		}
+		s.early = nil
 	}
 	return nil
 }
