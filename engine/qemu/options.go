@@ -6,8 +6,6 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cleave-project/cleave/engine/machine"
 )
 
@@ -73,8 +71,7 @@ type node struct {
 // translation, and is the part of the kernel that monitors are best kept from.
 func newNode(name, path string, f *os.File, readOnly bool) node {
 	driver := "file"
-	var st unix.Stat_t
-	if f != nil && unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+	if st, err := f.Stat(); err == nil && st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
 		driver = "host_device"
 	}
 	return node{Driver: driver, Name: name, Filename: path, ReadOnly: readOnly, Discard: "unmap", AIO: "threads"}
