@@ -99,6 +99,7 @@ type fake struct {
 	script  string
 	pretend []string
 	running func() error
+	agent   func() (io.ReadWriteCloser, error)
 }
 
 var errNoAgent = api.Errorf(api.CodeUnavailable, "a fake guest has no agent")
@@ -127,12 +128,17 @@ func (f *fake) Running(context.Context, *Guest) error {
 	}
 	return nil
 }
-func (f *fake) Agent(context.Context, *Guest) (io.ReadWriteCloser, error) { return nil, errNoAgent }
-func (f *fake) Pause(context.Context, *Guest) error                       { return errors.ErrUnsupported }
-func (f *fake) Resume(context.Context, *Guest) error                      { return errors.ErrUnsupported }
-func (f *fake) PowerButton(context.Context, *Guest) error                 { return nil }
-func (f *fake) Update(context.Context, *Guest, api.Resources) error       { return nil }
-func (f *fake) Ended(*Guest) api.ExitStatus                               { return api.ExitStatus{} }
+func (f *fake) Agent(context.Context, *Guest) (io.ReadWriteCloser, error) {
+	if f.agent != nil {
+		return f.agent()
+	}
+	return nil, errNoAgent
+}
+func (f *fake) Pause(context.Context, *Guest) error                 { return errors.ErrUnsupported }
+func (f *fake) Resume(context.Context, *Guest) error                { return errors.ErrUnsupported }
+func (f *fake) PowerButton(context.Context, *Guest) error           { return nil }
+func (f *fake) Update(context.Context, *Guest, api.Resources) error { return nil }
+func (f *fake) Ended(*Guest) api.ExitStatus                         { return api.ExitStatus{} }
 
 // newEngine is an engine with a keeper of its own.
 func newEngine(t *testing.T, m Monitor) *Engine {
