@@ -242,7 +242,11 @@ func (l *launch) openDisks(ctx context.Context) error {
 	return failed
 }
 
+// openMedium opens a disk or medium; none is in an empty drive.
 func openMedium(d engine.Disk) (*os.File, error) {
+	if d.CDROM && d.Path == "" {
+		return nil, nil
+	}
 	flags := os.O_RDWR
 	if d.ReadOnly || d.CDROM {
 		flags = os.O_RDONLY

@@ -71,7 +71,8 @@ type Plan struct {
 	Modules *os.File
 	// Volumes are the disks of Spec.Mounts, in their order.
 	Volumes []*os.File
-	// Disks are those of Spec.Machine.Disks, in their order.
+	// Disks are those of Spec.Machine.Disks, in their order; nil for a drive
+	// without a medium.
 	Disks []*os.File
 	// Taps are the descriptors for Spec.NICs, in their order; none for a Wirer.
 	Taps []*os.File
