@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -55,11 +56,23 @@ func (c *Controller) Agent(ctx context.Context, project, name string) (*agent.Cl
 	if err != nil {
 		return nil, err
 	}
-	conn, err := e.Agent(ctx, in.ID)
-	if err != nil {
-		return nil, err
+	return greet(ctx, e, in.ID)
+}
+
+// greet connects to an agent. That a machine's line still holds something of
+// an earlier daemon's shows at its first use, in place of a greeting; then
+// it's clean.
+func greet(ctx context.Context, e engine.Engine, id string) (a *agent.Client, err error) {
+	for range 2 {
+		var conn net.Conn
+		if conn, err = e.Agent(ctx, id); err != nil {
+			return nil, err
+		}
+		if a, err = agent.Dial(ctx, conn); err == nil || ctx.Err() != nil {
+			return a, err
+		}
 	}
-	return agent.Dial(ctx, conn)
+	return nil, err
 }
 
 // Console attaches to the entry point's streams and tells whether they are a

@@ -263,11 +263,7 @@ func (t *task) attend(ctx context.Context, in *api.Instance, work func(context.C
 		return err
 	}
 	c.adopt(g, *found)
-	conn, err := e.Agent(ctx, in.ID)
-	if err != nil {
-		return err
-	}
-	a, err := agent.Dial(ctx, conn)
+	a, err := greet(ctx, e, in.ID)
 	if err != nil {
 		return err
 	}
