@@ -52,6 +52,7 @@ var parts = []part{
 	{"list", (*bench).list},
 	{"delete", (*bench).delete},
 	{"pull", (*bench).pull},
+	{"machines", (*bench).machines},
 	{"density", (*bench).density},
 }
 
@@ -67,7 +68,7 @@ type bench struct {
 func main() {
 	b := &bench{}
 	bin := flag.String("bin", "bin", "directory of Cleave's binaries")
-	only := flag.String("only", "", "comma-separated parts of launch, exec, list, delete, pull, density (default all)")
+	only := flag.String("only", "", "comma-separated parts of launch, exec, list, delete, pull, machines, density (default all)")
 	peers := flag.Bool("peers", true, "measure LXD and runc too, where installed")
 	flag.IntVar(&b.rounds, "n", 20, "rounds of each measurement")
 	flag.IntVar(&b.guests, "density", 1000, "guests at once in the density run")
