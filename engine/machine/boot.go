@@ -122,5 +122,5 @@ func printable(out []byte) string {
 	}, strings.ToValidUTF8(string(out), "?"))
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
 	text = strings.Join(lines, " | ")
-	return text[max(0, len(text)-lastOutput):]
+	return strings.ToValidUTF8(text[max(0, len(text)-lastOutput):], "")
 }

@@ -1,0 +1,106 @@
+package machine
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+)
+
+// small is a directory with room for size bytes.
+func small(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("a file system of its own: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestDiskThatDoesNotFitIsNotMadeByHalf(t *testing.T) {
+	e := newEngine(t, &fake{pretend: []string{"phase=ended", "write"}})
+	s := ofImage(t)
+	s.Root.Dir = small(t, "64k")
+	if _, err := e.Start(t.Context(), s); !api.IsCode(err, api.CodeNoSpace) {
+		t.Errorf("error %v", err)
+	}
+	if left, err := os.ReadDir(s.Root.Dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, error %v", left, err)
+	}
+	// A disk is as large as it is, and takes what is written.
+	s.Root.Dir = small(t, "16m")
+	start(t, e, s)
+	exit(t, e, s.ID)
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(s.Root.Dir, engine.RootDisk), &st); err != nil || st.Size != int64(s.Root.Size) || st.Blocks*512 > 8<<20 {
+		t.Errorf("%d bytes in %d blocks, error %v", st.Size, st.Blocks, err)
+	}
+}
+
+func TestDiskIsNoLink(t *testing.T) {
+	e := newEngine(t, &fake{pretend: []string{"phase=ended", "write"}})
+	s := ofImage(t)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("host's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, filepath.Join(s.Root.Dir, engine.RootDisk)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Start(t.Context(), s); err == nil {
+		t.Error("a link is a disk")
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(secret, &st); err != nil || st.Uid != 0 {
+		t.Errorf("the host's file belongs to %d, error %v", st.Uid, err)
+	}
+}
+
+func TestOutputIsShownWithoutWhatATerminalObeys(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                 "",
+		"one\r\ntwo\n\n":                   "one | two",
+		"\x1b[2Jred \x07bell\u009b1m":        "[2Jred bell1m",
+		"a\xff\xfeb":                       "a?b",
+		string(make([]byte, 5*lastOutput)): "",
+	} {
+		if got := printable([]byte(in)); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	long := make([]byte, 3*lastOutput)
+	for i := range long {
+		long[i] = 'x'
+	}
+	if n := len(printable(long)); n != lastOutput {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+func FuzzPrintable(f *testing.F) {
+	f.Add([]byte("a\x1b[31mb\r\n"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		out := printable(in)
+		if len(out) > lastOutput {
+			t.Errorf("%d bytes", len(out))
+		}
+		if !utf8.ValidString(out) {
+			t.Errorf("%q is not UTF-8", out)
+		}
+		for _, r := range out {
+			if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+				t.Errorf("%q holds %q", out, r)
+			}
+		}
+	})
+}
