@@ -70,7 +70,7 @@ func TestOutputIsShownWithoutWhatATerminalObeys(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                                 "",
 		"one\r\ntwo\n\n":                   "one | two",
-		"\x1b[2Jred \x07bell\u009b1m":        "[2Jred bell1m",
+		"\x1b[2Jred \x07bell\u009b1m":      "[2Jred bell1m",
 		"a\xff\xfeb":                       "a?b",
 		string(make([]byte, 5*lastOutput)): "",
 	} {
