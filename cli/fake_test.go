@@ -38,6 +38,7 @@ type fake struct {
 	volumes   []api.Volume
 	networks  []api.Network
 	images    []api.Image
+	kernels   []api.Kernel
 	stats     []api.Stats
 	logs      []string
 	events    []api.Event
@@ -155,6 +156,12 @@ func (f *fake) routes() http.Handler {
 		fail(w, api.Errorf(api.CodeNotFound, "no such image"))
 	})
 	m.HandleFunc("POST /v1/images/pull", func(w http.ResponseWriter, _ *http.Request) { f.begin(w, "image.pull", "") })
+	m.HandleFunc("GET /v1/kernels", func(w http.ResponseWriter, _ *http.Request) { list(w, f.kernels) })
+	m.HandleFunc("GET /v1/kernels/{name}", func(w http.ResponseWriter, _ *http.Request) { answer(w, f.kernels[0]) })
+	m.HandleFunc("POST /v1/kernels/fetch", func(w http.ResponseWriter, _ *http.Request) { f.begin(w, "kernel.fetch", "debian") })
+	for _, path := range []string{"POST /v1/kernels", "POST /v1/kernels/import", "POST /v1/kernels/{name}/default", "DELETE /v1/kernels/{name}"} {
+		m.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { answer(w, api.Kernel{Name: "added"}) })
+	}
 	m.HandleFunc("GET /v1/networks", func(w http.ResponseWriter, _ *http.Request) { list(w, f.networks) })
 	m.HandleFunc("POST /v1/networks", func(w http.ResponseWriter, r *http.Request) { post(f, w, r, &f.networks) })
 	m.HandleFunc("GET /v1/volumes", func(w http.ResponseWriter, _ *http.Request) { list(w, f.volumes) })
