@@ -25,6 +25,11 @@ func newTube() *tube {
 }
 
 func (w *tube) Write(p []byte) (int, error) {
+	return w.write(p, func() bool { return false })
+}
+
+// write ends when its process is gone, wherever it is.
+func (w *tube) write(p []byte, gone func() bool) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(p)
@@ -32,10 +37,10 @@ func (w *tube) Write(p []byte) (int, error) {
 		p = w.spoil(append([]byte(nil), p...))
 	}
 	for len(p) > 0 {
-		for len(w.buf) >= w.limit && !w.closed {
+		for len(w.buf) >= w.limit && !w.closed && !gone() {
 			w.cond.Wait()
 		}
-		if w.closed {
+		if w.closed || gone() {
 			return 0, io.ErrClosedPipe
 		}
 		k := min(len(p), w.limit-len(w.buf))
@@ -44,6 +49,14 @@ func (w *tube) Write(p []byte) (int, error) {
 		w.cond.Broadcast()
 	}
 	return n, nil
+}
+
+// leave puts p there whether there is room or not, as what is found there.
+func (w *tube) leave(p []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = append(w.buf, p...)
+	w.cond.Broadcast()
 }
 
 func (w *tube) Read(p []byte) (int, error) {
@@ -113,10 +126,7 @@ func (e *end) Read(p []byte) (int, error) {
 }
 
 func (e *end) Write(p []byte) (int, error) {
-	if e.gone() {
-		return 0, io.ErrClosedPipe
-	}
-	return e.out.Write(p)
+	return e.out.write(p, e.gone)
 }
 
 func (e *end) Close() error {
