@@ -66,7 +66,8 @@ type encoder struct{ plain []byte }
 
 // append appends f as it goes over the channel.
 func (e *encoder) append(dst []byte, f frame) []byte {
-	p := append(e.plain[:0], byte(f.kind))
+	e.plain = append(e.plain[:0], byte(f.kind))
+	p := e.plain
 	p = binary.BigEndian.AppendUint64(p, f.session)
 	p = binary.BigEndian.AppendUint32(p, f.sequence)
 	p = binary.BigEndian.AppendUint32(p, f.conn)

@@ -122,12 +122,14 @@ func (f *fake) Command(_ context.Context, p *Plan) (*Command, error) {
 	}
 	return &Command{Exe: "/usr/bin/busybox", Args: []string{"sh", "-c", f.script}, Env: []string{"PATH=/usr/bin"}, Overhead: 16 * api.MiB}, nil
 }
+
 func (f *fake) Running(context.Context, *Guest) error {
 	if f.running != nil {
 		return f.running()
 	}
 	return nil
 }
+
 func (f *fake) Agent(context.Context, *Guest) (io.ReadWriteCloser, error) {
 	if f.agent != nil {
 		return f.agent()

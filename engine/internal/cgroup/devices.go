@@ -29,7 +29,7 @@ var GuestDevices = []Device{
 // MonitorDevices are those that the monitors of machines may use. What they do
 // with /dev/kvm is bounded by their memory and CPU.
 var MonitorDevices = []Device{
-	{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {136, -1},
+	{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {136, -1}, // null zero full random urandom tty pts
 	{10, 200}, {10, 232}, // net/tun kvm
 }
 

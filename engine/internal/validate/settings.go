@@ -72,7 +72,7 @@ var rlimitNumbers = map[string]int{
 	"rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
 }
 
-// DefaultRlimits: the number of processes is bounded by the cgroup; the soft
+// DefaultRlimits are without a number of processes, which the cgroup bounds; the soft
 // limit of files is what select(2) can handle; core dumps go where the host's
 // core_pattern says, so none by default.
 var DefaultRlimits = map[string]api.Ulimit{
