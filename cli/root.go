@@ -104,6 +104,7 @@ func (a *app) entries(only string) []entry {
 		{"pause", groupChange, a.pauseCmd},
 		{"resume", groupChange, a.resumeCmd},
 		{"cp", groupChange, a.cpCmd},
+		{"export", groupChange, a.exportCmd},
 		{"insert", groupChange, a.insertCmd},
 		{"eject", groupChange, a.ejectCmd},
 		{"apply", groupStacks, a.applyCmd},
@@ -153,7 +154,7 @@ func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 // instanceCmd gives the everyday verbs their noun.
 func (a *app) instanceCmd() *cobra.Command {
 	return noun("instance", "Instances: the commands above, as NOUN VERB",
-		a.launchCmd(), a.runCmd(), a.createCmd(), a.listCmd(), a.showCmd(), a.setCmd(), a.deleteCmd(), a.renameCmd(), a.copyCmd(),
+		a.launchCmd(), a.runCmd(), a.createCmd(), a.listCmd(), a.showCmd(), a.setCmd(), a.deleteCmd(), a.renameCmd(), a.copyCmd(), a.exportCmd(),
 		a.startCmd(), a.stopCmd(), a.restartCmd(), a.pauseCmd(), a.resumeCmd(),
 		a.execCmd(), a.shellCmd(), a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.insertCmd(), a.ejectCmd(), a.logsCmd(), a.cpCmd(), a.statsCmd(), a.topCmd())
 }

@@ -91,6 +91,7 @@ type Controller struct {
 
 	alloc    allocator
 	workers  workers
+	exports  exports
 	imageUse sync.RWMutex // held for reading while an image is being tied to an instance
 
 	mu       sync.Mutex

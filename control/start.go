@@ -107,6 +107,10 @@ func (t *task) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if !c.exports.start(in.ID) {
+		return api.Errorf(api.CodeBusy, "instance %q: its disk is being exported", in.Name).WithHint("start it when that has ended")
+	}
+	defer c.exports.done(in.ID)
 	t.progress("starting", 0, 0)
 	spec, ports, err := t.spec(ctx)
 	if err != nil {

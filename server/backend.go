@@ -39,6 +39,8 @@ type InstanceBackend interface {
 	Instances(project string, q control.Query) (api.List[api.Instance], error)
 	PatchInstance(ctx context.Context, project, name string, revision int64, patch []byte) (*api.Operation, error)
 	RenameInstance(ctx context.Context, project, name, to string, revision int64) (*api.Operation, error)
+	// ExportInstance writes the disk of a stopped machine.
+	ExportInstance(ctx context.Context, project, name, format string, w io.Writer) error
 	CopyInstance(ctx context.Context, project, name, to string, kind api.Kind) (*api.Operation, error)
 	PowerInstance(ctx context.Context, project, name string, req control.PowerRequest) (*api.Operation, error)
 	DeleteInstance(ctx context.Context, project, name string, force bool, revision int64) (*api.Operation, error)

@@ -177,6 +177,11 @@ func (f *fake) ImportImage(_ context.Context, name, _ string, r io.Reader) (*api
 	return &api.Image{Names: []string{name}, Size: api.Bytes(n)}, err
 }
 
+func (f *fake) ExportInstance(_ context.Context, _, name, format string, w io.Writer) error {
+	f.call("export " + name + " " + format)
+	return f.exporter(w)
+}
+
 func (f *fake) ExportImage(_ context.Context, _, _ string, w io.Writer) error { return f.exporter(w) }
 
 func (f *fake) CreatePool(_ context.Context, p *api.Pool) (*api.Pool, error) {

@@ -28,6 +28,7 @@ POST /v1/instances/{name}/console
 POST /v1/instances/{name}/copy
 POST /v1/instances/{name}/vnc
 GET /v1/instances/{name}/screenshot
+GET /v1/instances/{name}/export
 GET /v1/streams/{ticket}
 GET PUT HEAD /v1/instances/{name}/files
 GET /v1/instances/{name}/logs

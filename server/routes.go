@@ -23,6 +23,7 @@ func (s *Server) routes() {
 	s.logRoutes()
 	s.streamRoutes()
 	s.screenRoutes()
+	s.exportRoutes()
 	s.imageRoutes()
 	s.kernelRoutes()
 	s.poolRoutes()

@@ -267,8 +267,10 @@ func TestBrokenExportIsNoShortArchive(t *testing.T) {
 	h := start(t, f)
 	for _, size := range []int{0, 100, 200 << 10} {
 		f.exporter = func(w io.Writer) error { _, err := w.Write(make([]byte, size)); return err }
-		if resp, text := h.do("GET", "/v1/image/export?ref=a/b:c&format=tar", ""); resp.StatusCode != 200 || len(text) != size {
-			t.Errorf("%d bytes: %s, got %d", size, resp.Status, len(text))
+		for _, path := range []string{"/v1/image/export?ref=a/b:c&format=tar", "/v1/instances/web/export?format=ova"} {
+			if resp, text := h.do("GET", path, ""); resp.StatusCode != 200 || len(text) != size {
+				t.Errorf("%s: %d bytes: %s, got %d", path, size, resp.Status, len(text))
+			}
 		}
 		f.exporter = func(w io.Writer) error {
 			_, _ = w.Write(make([]byte, size))
