@@ -31,7 +31,7 @@ func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
 		return api.Errorf(api.CodeInvalid, "SIGSTOP would stop the guest's first process and nothing else").
 			WithHint("pause the guest")
 	}
-	g, err := e.Guest(id)
+	g, rec, err := e.find(id)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (e *Engine) Signal(ctx context.Context, id string, signal string) error {
 		return e.kill(ctx, id)
 	case g.Firmware:
 		return e.shutDown(ctx, g)
-	case g.System && sig == powerOffSignal:
+	case g.System && sig == powerOffSignal, rec.Machine.Maintenance:
 		return e.ask(ctx, id, func(c *agent.Client) error { return c.PowerOff(ctx, false) })
 	}
 	return e.ask(ctx, id, func(c *agent.Client) error { return c.SignalEntry(ctx, signal) })
