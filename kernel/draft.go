@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/image/compress"
 )
@@ -284,13 +282,13 @@ func (d *draft) seal(r *record, files []*os.File) error {
 		if err := f.Sync(); err != nil {
 			return err
 		}
-		var st unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		st, err := f.Stat()
+		if err != nil {
 			return err
 		}
-		*sizes[i] = st.Size
-		r.Kernel.Size += api.Bytes(st.Blocks) * 512
+		*sizes[i] = st.Size()
 	}
+	r.Kernel.Size = api.Bytes(r.Image + r.Modules)
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
