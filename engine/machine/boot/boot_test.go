@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,7 @@ import (
 )
 
 // hangGuard is for machines that never end: emulation on a busy host is slow.
-const hangGuard = 30 * time.Second
+const hangGuard = 90 * time.Second
 
 // fixture is what all tests boot: made once.
 type fixture struct {
@@ -249,7 +250,8 @@ type guest struct {
 	cmd             *exec.Cmd
 	console         output
 	stdout, stderr  output
-	toGuest, toHost *os.File // the agent's line
+	toGuest, toHost *os.File // the agent's line, of User Mode Linux
+	socket          string   // of QEMU
 	terminal        *os.File // what is typed, with a TTY
 	started         time.Time
 	ended           chan struct{}
@@ -341,19 +343,11 @@ func (g *guest) run() {
 	stdout, stderr := pipe(0), pipe(0) // 3 and 4
 	g.toGuest, g.toHost = pipe(1), pipe(0)
 	g.terminal = pipe(1) // 7
-	line1 := "null,fd:3"
-	if g.boot.Process.TTY {
-		line1 = "fd:7,fd:3"
+	if g.socket == "" {
+		g.cmd = exec.Command(umlProgram, g.uml()...)
+	} else {
+		g.cmd = exec.Command(qemuProgram, g.qemu()...)
 	}
-	args := []string{
-		"mem=128M", "initrd=" + g.initrd, "uml_dir=" + g.dir, "ubd0r=" + g.image, "ubd1=" + g.root, "ubd2=" + g.control,
-		"quiet", "loglevel=4", "panic=-1", vitals.DisksArg + vitals.DisksUBD,
-		"con=null", "console=ttyS0", "ssl0=null,fd:1", "ssl1=" + line1, "ssl2=null,fd:4", "ssl3=fd:5,fd:6",
-	}
-	for i, d := range g.disks {
-		args = append(args, fmt.Sprintf("ubd%d=%s", 3+i, d))
-	}
-	g.cmd = exec.Command(umlProgram, append(args, g.args...)...)
 	g.cmd.ExtraFiles = files
 	// Killed, it leaves the processes of the guest behind, which it traced.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -382,6 +376,23 @@ func (g *guest) run() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-ended
 	})
+}
+
+// uml is User Mode Linux's command line.
+func (g *guest) uml() []string {
+	line1 := "null,fd:3"
+	if g.boot.Process.TTY {
+		line1 = "fd:7,fd:3"
+	}
+	args := []string{
+		"mem=128M", "initrd=" + g.initrd, "uml_dir=" + g.dir, "ubd0r=" + g.image, "ubd1=" + g.root, "ubd2=" + g.control,
+		"quiet", "loglevel=4", "panic=-1", vitals.DisksArg + vitals.DisksUBD,
+		"con=null", "console=ttyS0", "ssl0=null,fd:1", "ssl1=" + line1, "ssl2=null,fd:4", "ssl3=fd:5,fd:6",
+	}
+	for i, d := range g.disks {
+		args = append(args, fmt.Sprintf("ubd%d=%s", 3+i, d))
+	}
+	return append(args, g.args...)
 }
 
 // end waits for the machine's end and returns what it says of itself.
@@ -430,12 +441,29 @@ func (c channel) Close() error {
 // session opens the agent's line, as a daemon does: it can be done again.
 func (g *guest) session() *link.Session {
 	g.t.Helper()
-	s, err := link.NewSession(g.context(), channel{dup(g.t, g.toHost), dup(g.t, g.toGuest)})
+	s, err := link.NewSession(g.context(), g.line())
 	if err != nil {
 		g.t.Fatalf("%v\n%s", err, g.console.String())
 	}
 	g.t.Cleanup(func() { s.Close() })
 	return s
+}
+
+// line is the host's end of the agent's line.
+func (g *guest) line() io.ReadWriteCloser {
+	g.t.Helper()
+	if g.socket == "" {
+		return channel{dup(g.t, g.toHost), dup(g.t, g.toGuest)}
+	}
+	for deadline := time.Now().Add(hangGuard); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("unix", g.socket)
+		if err == nil {
+			return c
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatal(err)
+		}
+	}
 }
 
 // dup is another end of the same pipe, that can be closed while others wait.

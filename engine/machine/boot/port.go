@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,33 +61,56 @@ func makeRaw(t *unix.Termios) {
 	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
 }
 
+// hangUpGrace is how long the host's end must have been closed before Read
+// tells so. When it opens again, what comes over it may be here before the
+// news that it is open.
+const hangUpGrace = time.Second
+
 // Read waits for the host's end to open again when it is closed, which it
 // tells once (link.ErrHungUp). A virtio-serial port reads as ended then, and
 // wakes its readers when the host's end opens (Linux,
 // drivers/char/virtio_console.c: port_fops_read).
 func (p *port) Read(b []byte) (int, error) {
-	var n int
-	var err error
+	late := false
+	for {
+		n, err := p.read(b, late)
+		if late = errors.Is(err, os.ErrDeadlineExceeded); !late {
+			return n, err
+		}
+		_ = p.f.SetReadDeadline(time.Time{})
+	}
+}
+
+// read is a Read that passes its deadline when the host's end has been closed
+// for a while; late tells that it did.
+func (p *port) read(b []byte, late bool) (n int, err error) {
+	waiting := false
 	waitErr := p.raw.Read(func(fd uintptr) bool {
 		n, err = unix.Read(int(fd), b)
-		switch {
-		case err == unix.EAGAIN, err == unix.EINTR:
-			return false
-		case n == 0 && err == nil && len(b) > 0:
-			if p.told || p.hush {
-				return false
+		if n != 0 || len(b) == 0 { // data, or an error
+			if waiting {
+				_ = p.f.SetReadDeadline(time.Time{})
+				waiting = false
 			}
-			p.told = true
-			err = link.ErrHungUp
-		case n > 0:
 			p.told = false
+			return err != unix.EAGAIN && err != unix.EINTR
 		}
-		return true
+		switch {
+		case p.told || p.hush:
+			return false
+		case late:
+			p.told, err = true, link.ErrHungUp
+			return true
+		case !waiting:
+			_ = p.f.SetReadDeadline(time.Now().Add(hangUpGrace))
+			waiting = true
+		}
+		return false
 	})
-	if waitErr != nil {
+	switch {
+	case waitErr != nil:
 		return 0, waitErr
-	}
-	if err != nil {
+	case err != nil:
 		return 0, err
 	}
 	return n, nil
