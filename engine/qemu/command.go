@@ -115,18 +115,18 @@ func (c *commandLine) streams(p *machine.Plan, s given) {
 	case p.Spec.System || p.Spec.Machine.Firmware.Type != "":
 		// A terminal's whole self: a plain file would leave its line
 		// discipline on.
-		c.add("-chardev", options("serial", "id", "console", "path", c.path(c.Std(0, os.O_RDWR))))
+		c.add("-chardev", options("serial", "id", "console", "path", c.path(c.Std(0, os.O_RDWR), "")))
 		if s.guest != nil {
 			c.listen(guestPort, s.guest)
 			c.device("virtserialport", "id", portOf(guestPort), "chardev", guestPort, "name", "org.qemu.guest_agent.0")
 		}
 	case p.Proc.TTY:
-		c.add("-chardev", options("serial", "id", "terminal", "path", c.path(c.Std(0, os.O_RDWR))))
+		c.add("-chardev", options("serial", "id", "terminal", "path", c.path(c.Std(0, os.O_RDWR), "")))
 		port("terminal")
-		c.output("console", c.path(c.Std(2, os.O_WRONLY)))
+		c.output("console", c.path(c.Std(2, os.O_WRONLY), ""))
 	default:
-		stderr := c.path(c.Std(2, os.O_WRONLY))
-		c.output("stdout", c.path(c.Std(1, os.O_WRONLY)))
+		stderr := c.path(c.Std(2, os.O_WRONLY), "")
+		c.output("stdout", c.path(c.Std(1, os.O_WRONLY), ""))
 		port("stdout")
 		c.output("stderr", stderr)
 		port("stderr")

@@ -17,7 +17,7 @@ import (
 var reasons = []struct{ cause, reason string }{
 	{"none", ""},
 	{"host-error", "crash"},
-	{"host-qmp-quit", ""},
+	{"host-qmp-quit", "poweroff"}, // by Save
 	{"host-qmp-system-reset", ""},
 	{"host-signal", "killed"},
 	{"host-ui", "killed"},

@@ -93,7 +93,11 @@ func (c *commandLine) ownSystem(p *machine.Plan, f *firmware) {
 		}
 		pairs := []string{"id", diskID(d.ID), "bus", fmt.Sprintf("ide.%d", drives)}
 		if p.Disks[i] != nil {
-			c.blockdev(d.ID, p.Disks[i], true)
+			label := ""
+			if drives == 0 {
+				label = mediumLabel
+			}
+			c.labelled(label, d.ID, p.Disks[i], true)
 			pairs = append(pairs, "drive", d.ID)
 		}
 		if drives == 0 {

@@ -35,10 +35,15 @@ func (c *commandLine) device(driver string, pairs ...string) {
 	c.add("-device", options(driver, pairs...))
 }
 
-// path makes a descriptor one that can be opened.
-func (c *commandLine) path(fd int) string {
+// path makes a descriptor one that can be opened. A label is for those that
+// are given up while the guest runs (qmp.Client.RemoveFiles).
+func (c *commandLine) path(fd int, label string) string {
 	c.sets++
-	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, c.sets))
+	arg := fmt.Sprintf("fd=%d,set=%d", fd, c.sets)
+	if label != "" {
+		arg += ",opaque=" + label
+	}
+	c.add("-add-fd", arg)
 	return fmt.Sprintf("/dev/fdset/%d", c.sets)
 }
 
@@ -79,7 +84,11 @@ func newNode(name, path string, f *os.File, readOnly bool) node {
 
 // blockdev adds a node for a file, which stays the caller's.
 func (c *commandLine) blockdev(name string, f *os.File, readOnly bool) {
-	b, err := json.Marshal(newNode(name, c.path(c.File(f)), f, readOnly))
+	c.labelled("", name, f, readOnly)
+}
+
+func (c *commandLine) labelled(label, name string, f *os.File, readOnly bool) {
+	b, err := json.Marshal(newNode(name, c.path(c.File(f), label), f, readOnly))
 	if err != nil {
 		panic(err) // it has only strings
 	}

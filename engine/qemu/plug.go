@@ -161,6 +161,9 @@ func (s *session) unplug(ctx context.Context, c *qmp.Client, device, what string
 	}
 }
 
+// mediumLabel marks the descriptor of the medium in the drive.
+const mediumLabel = "medium"
+
 // InsertMedium implements engine.Plugger.
 func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	_, c, _, err := e.guest(ctx, id)
@@ -174,24 +177,39 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	if drive == "" {
 		return api.Errorf(api.CodeUnsupported, "guest %s has no CD drive", id).WithHint("systems of their own have one, guests made of images don't")
 	}
-	const label = "medium"
+	file := ""
 	if medium == "" {
-		err := c.Eject(ctx, drive)
-		return unanswered(id, errors.Join(err, c.RemoveFiles(ctx, label, "")))
-	}
-	f, err := os.Open(medium)
-	if err != nil {
-		return fmt.Errorf("open the medium: %w", err)
-	}
-	defer f.Close()
-	file, err := c.AddFile(ctx, f, label)
-	if err != nil {
+		err = c.Eject(ctx, drive)
+	} else if file, err = insert(ctx, c, drive, medium); err != nil {
 		return unanswered(id, err)
 	}
-	if err := c.ChangeMedium(ctx, drive, file); err != nil {
-		return unanswered(id, errors.Join(err, c.RemoveFiles(ctx, label, "")))
+	// What was in the drive at the start has a node of its own, which holds
+	// its file open; later ones go by themselves.
+	var refused *qmp.Error
+	if err == nil {
+		err = c.Execute(ctx, "blockdev-del", map[string]string{"node-name": strings.TrimPrefix(drive, diskID(""))}, nil)
+		if errors.As(err, &refused) {
+			err = nil
+		}
 	}
-	return unanswered(id, c.RemoveFiles(ctx, label, file))
+	if err == nil {
+		err = c.RemoveFiles(ctx, mediumLabel, file)
+	}
+	return unanswered(id, err)
+}
+
+// insert puts a file into a drive, and returns what QEMU knows it by.
+func insert(ctx context.Context, c *qmp.Client, drive, medium string) (string, error) {
+	f, err := os.Open(medium)
+	if err != nil {
+		return "", fmt.Errorf("open the medium: %w", err)
+	}
+	defer f.Close()
+	file, err := c.AddFile(ctx, f, mediumLabel)
+	if err != nil {
+		return "", err
+	}
+	return file, c.ChangeMedium(ctx, drive, file)
 }
 
 // firstDrive is the id of the drive that media go into; empty if there is none.

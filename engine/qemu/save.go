@@ -56,7 +56,11 @@ func (e *Engine) Save(ctx context.Context, id, path string) (err error) {
 
 // full tells whether a disk is.
 func full(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || strings.Contains(err.Error(), unix.ENOSPC.Error())
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return true
+	}
+	text := strings.ToLower(err.Error()) // as QEMU tells it
+	return strings.Contains(text, unix.ENOSPC.Error()) || strings.Contains(text, unix.EDQUOT.Error())
 }
 
 // save has the guest stand still with its memory in f, which gets its name

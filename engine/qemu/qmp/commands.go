@@ -254,8 +254,9 @@ func (c *Client) Devices(ctx context.Context) (map[string]bool, error) {
 
 // Drive is one that has or may have a medium.
 type Drive struct {
-	Path      string `json:"qdev"`
-	Removable bool   `json:"removable"`
+	Path      string          `json:"qdev"`
+	Removable bool            `json:"removable"`
+	Inserted  json.RawMessage `json:"inserted"` // empty without a medium
 }
 
 // Drives are all disks and drives.

@@ -1,0 +1,139 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+)
+
+// run executes a script in a guest and returns its output.
+func run(t testing.TB, e *Engine, id, script string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	conn, err := e.Agent(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := agent.Dial(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	x, err := c.Exec(ctx, agent.ExecRequest{Command: []string{"/bin/sh", "-c", script}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	x.Stdin().Close()
+	var errs bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(&errs, x.Stderr())
+	}()
+	out, err := io.ReadAll(x.Stdout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	if code, err := x.Wait(ctx); code != 0 || err != nil {
+		t.Fatalf("%s: status %d, %v\n%s%s", script, code, err, out, errs.Bytes())
+	}
+	return string(out)
+}
+
+// newTap is a tap device of its own.
+func newTap(t *testing.T) *os.File {
+	t.Helper()
+	link := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: "clvt" + strings.ToLower(t.Name()[len(t.Name())-4:]) + string(rune('a'+serial.Add(1)%26))},
+		Mode:      netlink.TUNTAP_MODE_TAP, Flags: unix.IFF_NO_PI | unix.IFF_VNET_HDR, NonPersist: true, Queues: 1,
+	}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	return link.Fds[0]
+}
+
+func TestDevicesComeAndGoWhileAGuestRuns(t *testing.T) {
+	e := newEngine(t)
+	spec := imageSpec(t, "trap exit TERM; while :; do sleep 1; done")
+	startGuest(t, e, spec)
+	ctx := t.Context()
+	disk := engine.Disk{ID: "extra", Path: filepath.Join(t.TempDir(), "extra")}
+	if err := os.WriteFile(disk.Path, bytes.Repeat([]byte("A"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const find = `for d in /sys/block/vd*; do [ "$(cat $d/serial)" = extra ] && echo ${d##*/}; done; :`
+	for range 2 { // what is taken away can come again
+		if err := e.AttachDisk(ctx, spec.ID, disk); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.AttachDisk(ctx, spec.ID, disk); !api.IsCode(err, api.CodeExists) {
+			t.Errorf("the same disk once more gives %v", err)
+		}
+		name := wait(t, func() string { return run(t, e, spec.ID, find) })
+		if got := run(t, e, spec.ID, "echo B | dd of=/dev/"+name+" conv=fsync 2>/dev/null; head -c 4 /dev/"+name); got != "B\nAA" {
+			t.Errorf("the disk holds %q", got)
+		}
+		if err := e.DetachDisk(ctx, spec.ID, disk.ID); err != nil {
+			t.Fatal(err)
+		}
+		if out := run(t, e, spec.ID, find); out != "" {
+			t.Errorf("the disk is still there: %q", out)
+		}
+	}
+	if b, err := os.ReadFile(disk.Path); err != nil || string(b[:4]) != "B\nAA" {
+		t.Errorf("the file holds %.4q, %v", b, err)
+	}
+	if err := e.DetachDisk(ctx, spec.ID, disk.ID); !api.IsCode(err, api.CodeNotFound) {
+		t.Errorf("taking away what is not there gives %v", err)
+	}
+	if err := e.DetachDisk(ctx, spec.ID, "root"); !api.IsCode(err, api.CodeUnsupported) {
+		t.Errorf("taking away the root gives %v", err)
+	}
+	if err := e.InsertMedium(ctx, spec.ID, disk.Path); !api.IsCode(err, api.CodeUnsupported) {
+		t.Errorf("a medium without a drive gives %v", err)
+	}
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	tap := newTap(t)
+	err := e.AttachNIC(ctx, spec.ID, engine.NIC{Name: "eth7", MAC: mac}, tap)
+	tap.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const seen = "grep -l 02:00:00:00:00:09 /sys/class/net/*/address; :"
+	wait(t, func() string { return run(t, e, spec.ID, seen) })
+	if err := e.DetachNIC(ctx, spec.ID, "eth7"); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, e, spec.ID, seen); out != "" {
+		t.Errorf("the port is still there: %q", out)
+	}
+}
+
+// wait asks until there is an answer.
+func wait(t *testing.T, ask func() string) string {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if s := strings.TrimSpace(ask()); s != "" {
+			return s
+		}
+	}
+	t.Fatal("it doesn't come")
+	return ""
+}
