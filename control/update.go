@@ -41,7 +41,7 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	var later []string
 	for _, change := range t.changes(ctx, g, now) {
 		err := change.apply(now)
-		if change.mayWait && api.IsCode(err, api.CodeUnsupported) {
+		if change.mayWait && (api.IsCode(err, api.CodeUnsupported) || api.IsCode(err, api.CodeConflict)) {
 			later = append(later, change.name)
 			continue
 		}
