@@ -21,6 +21,7 @@ import (
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/keeper"
 	"github.com/cleave-project/cleave/kernel"
+	"github.com/cleave-project/cleave/kernel/kerneltest"
 )
 
 // shared is what all tests use, built once.
@@ -93,22 +94,11 @@ func busyboxRoot(root string) error {
 	return os.WriteFile(filepath.Join(root, "etc/passwd"), []byte(passwd), 0o644)
 }
 
-// kernelDir keeps the kernel from one run of the tests to the next.
-const kernelDir = "/var/cache/cleave-test/kernels"
-
 // stock is Debian's kernel for virtual machines.
 var stock = sync.OnceValues(func() (*kernel.Store, error) {
-	s, err := kernel.Open(kernel.Options{Dir: kernelDir, Agent: func(string) (string, error) { return shared.agent, nil }})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.Get(api.KindVM, "amd64", ""); err == nil {
-		return s, nil
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	_, err = s.Fetch(ctx, api.KernelFetch{Kind: api.KindVM, Distribution: "debian"}, func(string, int64, int64) {})
-	return s, err
+	return kerneltest.Stock(ctx, filepath.Join(filepath.Dir(shared.agent), "kernels"), func(string) (string, error) { return shared.agent, nil })
 })
 
 func boot(t testing.TB) engine.Kernel {

@@ -16,26 +16,18 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine/machine/vitals"
 	"github.com/cleave-project/cleave/kernel"
+	"github.com/cleave-project/cleave/kernel/kerneltest"
 )
 
 const qemuProgram = "/usr/bin/qemu-system-x86_64"
-
-// kernelDir keeps the kernel from one run of tests to the next.
-const kernelDir = "/var/cache/cleave-test/kernels"
 
 // stock is Debian's kernel for virtual machines, with an initramfs of ours.
 var stock = sync.OnceValues(func() (kernel.Boot, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	s, err := kernel.Open(kernel.Options{Dir: kernelDir, Agent: func(string) (string, error) { return shared().agent, nil }})
+	s, err := kerneltest.Stock(ctx, filepath.Join(shared().dir, "kernels"), func(string) (string, error) { return shared().agent, nil })
 	if err != nil {
 		return kernel.Boot{}, err
-	}
-	if _, err := s.Get(api.KindVM, "amd64", ""); err != nil {
-		in := api.KernelFetch{Kind: api.KindVM, Distribution: "debian"}
-		if _, err := s.Fetch(ctx, in, func(string, int64, int64) {}); err != nil {
-			return kernel.Boot{}, err
-		}
 	}
 	return s.Boot(ctx, api.KindVM, "amd64", "")
 })
