@@ -60,7 +60,7 @@ func (m *machine) run() error {
 		return err
 	}
 	for _, step := range []func() error{
-		m.mountRoot, m.mountFiles, m.mountKernel, m.enter, m.mountVolumes, m.network, m.limit, m.sealRoot, m.withhold,
+		m.mountRoot, m.mountFiles, m.mountKernel, m.enter, m.mountVolumes, m.mountModules, m.network, m.limit, m.sealRoot, m.withhold,
 	} {
 		if err := step(); err != nil {
 			return err

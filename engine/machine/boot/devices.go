@@ -89,7 +89,7 @@ func (m *machine) findDisk(name string, grace time.Duration) (string, error) {
 // diskPlace is a disk's where disks have no names. A disk of modules is the
 // one after the control disk, which tells of it.
 func diskPlace(name string, modules bool) int {
-	for i, n := range []string{diskImage, diskRoot, diskControl} {
+	for i, n := range []string{diskImage, diskRoot, diskControl, diskModules} {
 		if n == name {
 			return i
 		}
