@@ -12,8 +12,8 @@ import (
 )
 
 // Modules that a guest needs to come to its root, and those that it is given
-// as early because the devices behind them are there at once. All others it
-// loads from the disk of modules.
+// as early because its addresses need them, or the devices behind them are
+// there at once. All others it loads from the disk of modules.
 var (
 	needed = map[api.Kind][]string{
 		api.KindVM:  {"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "erofs", "overlay", "ext4", "af_packet"},
