@@ -3,7 +3,9 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,9 +34,11 @@ type Tables struct {
 	sock *netlink.Conn
 }
 
-// answerTime bounds the wait for the kernel's answers: it gives none to the
-// rest of a transaction that it didn't begin, for lack of rights say.
-const answerTime = 10 * time.Second
+// answerTime bounds the wait for the kernel's answers, of which it gives none
+// to the rest of a transaction that it didn't begin, for lack of memory say.
+// Carrying one out is part of it: the first may load modules, and each waits
+// for all processors, which took a host under load more than ten seconds.
+const answerTime = 2 * time.Minute
 
 // Open connects to the packet filter of the current network namespace. group
 // is the link group of the scope's ports. Nothing is made yet.
@@ -86,6 +90,10 @@ func (t *Tables) commit(build func(c *nftables.Conn) error) error {
 	}
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) { // once for each part
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		err = fmt.Errorf("%s: the kernel has not answered within %s", first, answerTime)
 	}
 	// What was queued or is still to be answered goes with the connection.
 	_ = t.conn.CloseLasting()
