@@ -54,11 +54,20 @@ func (m *machine) mountDisk(name, kind, at string, flags uintptr) error {
 	if err != nil {
 		return err
 	}
-	if err := mount(dev, kind, at, flags, ""); err != nil {
+	options := ""
+	if kind == "ext4" {
+		options = lazyTables
+	}
+	if err := mount(dev, kind, at, flags, options); err != nil {
 		return api.Errorf(api.CodeInvalid, "mount the disk %q: %w", name, explain(err))
 	}
 	return nil
 }
+
+// lazyTables leaves tables of inodes that nobody uses unwritten: the disk reads
+// as zeros there, and would take 1.6 % of its size on the host at once
+// (measured: 160 MiB of 10 GiB).
+const lazyTables = "noinit_itable"
 
 func mount(source, kind, at string, flags uintptr, options string) error {
 	if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -224,7 +233,7 @@ func mountVolume(dev string, readOnly bool) (*os.File, error) {
 	const attr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	volume := func() *mountfd.FS { return mountfd.New("ext4").String("source", dev) }
 	if !readOnly {
-		return volume().Mount(attr)
+		return volume().Flag(lazyTables).Mount(attr)
 	}
 	f, err := volume().Flag("ro").Mount(attr | unix.MOUNT_ATTR_RDONLY)
 	if err != nil {
