@@ -45,6 +45,8 @@ func run(args []string) (int, error) {
 	case len(args) == 1 && args[0] == jail.Arg:
 		runtime.LockOSThread()
 		return 1, jail.Main()
+	case jail.IsAgain(args):
+		return 1, jail.Again(os.Args, os.Environ())
 	case len(args) == 1 && args[0] == setup.ArgServe:
 		l, err := listen()
 		if err != nil {

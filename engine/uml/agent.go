@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +18,7 @@ import (
 // Agent implements machine.Monitor. The stream ends with the monitor, which
 // is the other side of both FIFOs; what an earlier daemon didn't read is still
 // in them. Only one at a time, of whatever process, has it.
-func (*monitor) Agent(_ context.Context, g *machine.Guest) (io.ReadWriteCloser, error) {
+func (*monitor) Agent(ctx context.Context, g *machine.Guest) (io.ReadWriteCloser, error) {
 	// Without a writer, or a reader, there's nothing to wait for.
 	out, err := os.OpenFile(filepath.Join(g.Dir, agentOut), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -28,7 +29,7 @@ func (*monitor) Agent(_ context.Context, g *machine.Guest) (io.ReadWriteCloser, 
 		err = api.Errorf(api.CodeConflict, "the guest's monitor has ended")
 	}
 	if err == nil {
-		err = lock(out)
+		err = lock(ctx, out)
 	}
 	if err != nil {
 		_ = out.Close()
@@ -40,21 +41,31 @@ func (*monitor) Agent(_ context.Context, g *machine.Guest) (io.ReadWriteCloser, 
 	return &channel{in, out}, nil
 }
 
-// lock keeps others from reading half of what comes. It ends with f.
-func lock(f *os.File) error {
+// lock keeps others from reading half of what comes. It ends with f. Nothing
+// tells when somebody else has let go, which takes a moment after a session
+// has ended.
+func lock(ctx context.Context, f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
-		return err
+	for deadline := time.Now().Add(lockTime); ; {
+		var failed error
+		if err := raw.Control(func(fd uintptr) { failed = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+			return err
+		}
+		if failed != unix.EWOULDBLOCK {
+			return failed
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return api.Errorf(api.CodeConflict, "another process talks to the agent")
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	if failed == unix.EWOULDBLOCK {
-		return api.Errorf(api.CodeConflict, "another process talks to the agent")
-	}
-	return failed
 }
+
+// lockTime is how long the end of a session may take.
+const lockTime = 3 * time.Second
 
 // channel is the host's end of a serial line.
 type channel struct{ in, out *os.File }

@@ -24,17 +24,17 @@ const (
 )
 
 // Command implements machine.Monitor.
-func (*monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command, err error) {
+func (m *monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command, err error) {
 	program, err := filepath.EvalSymlinks(p.Machine.Kernel.Image)
 	if err != nil {
 		return nil, fmt.Errorf("find kernel %s: %w", p.Machine.Kernel.Name, err)
 	}
 	c := &commandLine{Command: &machine.Command{
 		Exe: program,
-		// A reboot executes this path anew, with all descriptors.
-		Args: []string{program},
+		// A reboot executes this again, with the same arguments.
+		Args: []string{m.again, ""},
 		Env:  []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp"},
-		Show: []string{program},
+		Show: []string{program, m.again},
 		// The guest's processes are traced children.
 		Trace:    true,
 		Overhead: overhead(p.Machine.Memory),
@@ -64,6 +64,7 @@ func (*monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command,
 	c.add("quiet", "loglevel="+loglevel(p), "panic=-1", "cleave.disks=ubd")
 	c.add(haste(p)...)
 	c.add(strings.Fields(p.Machine.Kernel.Args)...)
+	c.Args[1] = jail.ArgAgain(program, c.next)
 	return c.Command, nil
 }
 
@@ -101,13 +102,24 @@ func overhead(ram api.Bytes) api.Bytes { return 64*api.MiB + ram/8 }
 type commandLine struct {
 	*machine.Command
 	given []*os.File // to be closed if nothing comes of it
+	next  int        // the first descriptor that isn't passed on
+}
+
+// file passes on what stays the plan's.
+func (c *commandLine) file(f *os.File) int { return c.pass(c.File(f)) }
+
+func (c *commandLine) std(stream, access int) int { return c.pass(c.Std(stream, access)) }
+
+func (c *commandLine) pass(fd int) int {
+	c.next = fd + 1
+	return fd
 }
 
 func (c *commandLine) add(args ...string) { c.Args = append(c.Args, args...) }
 
 func (c *commandLine) give(f *os.File) int {
 	c.given = append(c.given, f)
-	return c.Give(f)
+	return c.pass(c.Give(f))
 }
 
 func (c *commandLine) initrd(path string) error {
@@ -138,7 +150,7 @@ func (c *commandLine) disks(p *machine.Plan) {
 		if readOnly {
 			flags = "rcd" // not locked: others have it too, QEMU among them
 		}
-		c.add(fmt.Sprintf("ubd%d%s=%s,,%s", n, flags, descriptor(c.File(f)), machine.DiskName(role, i)))
+		c.add(fmt.Sprintf("ubd%d%s=%s,,%s", n, flags, descriptor(c.file(f)), machine.DiskName(role, i)))
 		n++
 	}
 	disk(p.Image, true, machine.RoleImage, 0)
@@ -174,14 +186,14 @@ func (c *commandLine) channels(p *machine.Plan) error {
 	lines := []string{"null", "null", "null", fmt.Sprintf("fd:%d,fd:%d", inFD, c.give(out))}
 	switch {
 	case p.System:
-		lines[0] = fmt.Sprintf("fd:%d", c.Std(0, os.O_RDWR))
+		lines[0] = fmt.Sprintf("fd:%d", c.std(0, os.O_RDWR))
 	case p.Proc.TTY:
-		lines[0] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
-		lines[1] = fmt.Sprintf("fd:%d", c.Std(0, os.O_RDWR))
+		lines[0] = fmt.Sprintf("null,fd:%d", c.std(2, os.O_WRONLY))
+		lines[1] = fmt.Sprintf("fd:%d", c.std(0, os.O_RDWR))
 	default:
-		lines[0] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
-		lines[1] = fmt.Sprintf("null,fd:%d", c.Std(1, os.O_WRONLY))
-		lines[2] = fmt.Sprintf("null,fd:%d", c.Std(2, os.O_WRONLY))
+		lines[0] = fmt.Sprintf("null,fd:%d", c.std(2, os.O_WRONLY))
+		lines[1] = fmt.Sprintf("null,fd:%d", c.std(1, os.O_WRONLY))
+		lines[2] = fmt.Sprintf("null,fd:%d", c.std(2, os.O_WRONLY))
 	}
 	// Without a console called tty a panic dumps all of the kernel's log to the
 	// monitor's standard output (arch/um/kernel/kmsg_dump.c).

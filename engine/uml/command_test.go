@@ -14,6 +14,7 @@ import (
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
+	"github.com/cleave-project/cleave/engine/machine/jail"
 )
 
 // plan is that of a small application guest.
@@ -94,7 +95,7 @@ func TestCommandLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := plan(t)
 			test.change(t, p)
-			c, err := (&monitor{}).Command(t.Context(), p)
+			c, err := (&monitor{again: "/agent"}).Command(t.Context(), p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,8 +114,9 @@ func TestCommandLine(t *testing.T) {
 				}
 			}
 			// A reboot executes it again.
-			if c.Args[0] != c.Exe || !strings.Contains(strings.Join(c.Show, " "), c.Exe) || !c.Trace {
-				t.Errorf("executed as %q, shown %q", c.Args[0], c.Show)
+			if c.Args[0] != "/agent" || !jail.IsAgain(c.Args[1:]) || !strings.HasSuffix(c.Args[1], ":"+c.Exe) ||
+				!cmp.Equal(c.Show[:2], []string{c.Exe, "/agent"}) || !c.Trace {
+				t.Errorf("executed as %q, shown %q", c.Args[:2], c.Show)
 			}
 			if tun := cmp.Equal(c.Devices, []string{"net/tun"}); tun != (len(p.NICs) > 0) {
 				t.Errorf("devices %q", c.Devices)

@@ -37,5 +37,5 @@ func (e *testEngine) reopen(t testing.TB) *testEngine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = again.Close() })
-	return &testEngine{again, e.opts}
+	return &testEngine{Engine: again, opts: e.opts}
 }

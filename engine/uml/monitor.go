@@ -15,7 +15,9 @@ import (
 )
 
 // monitor runs linux.uml.
-type monitor struct{}
+type monitor struct {
+	again string // cleave-agent, by way of which it reboots
+}
 
 var _ machine.Monitor = (*monitor)(nil)
 

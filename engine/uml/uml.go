@@ -1,7 +1,9 @@
 package uml
 
 import (
+	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
@@ -36,8 +38,15 @@ var _ engine.Engine = (*Engine)(nil)
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
 func New(o Options) (*Engine, error) {
+	agent, err := filepath.EvalSymlinks(o.AgentBinary)
+	if err != nil {
+		return nil, fmt.Errorf("find cleave-agent: %w", err)
+	}
+	if agent, err = filepath.Abs(agent); err != nil {
+		return nil, err
+	}
 	base, err := machine.New(machine.Options{
-		Monitor: &monitor{}, Run: o.Run, LogDir: o.LogDir, Scope: o.Scope,
+		Monitor: &monitor{again: agent}, Run: o.Run, LogDir: o.LogDir, Scope: o.Scope,
 		Keeper: o.Keeper, AgentBinary: o.AgentBinary, Log: o.Log,
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/cleave-project/cleave/agent/guest"
@@ -128,7 +129,9 @@ func busyboxRoot(root string) error {
 // testEngine is an engine that can be opened again.
 type testEngine struct {
 	*Engine
-	opts Options
+	opts  Options
+	watch sync.Once
+	ends  sync.Map // chan engine.Exit, by the guest's id
 }
 
 // newEngine is an engine with a keeper of its own.
@@ -169,7 +172,7 @@ func newEngine(t testing.TB) *testEngine {
 		e.Destroy()
 		_ = e.Close()
 	})
-	return &testEngine{e, o}
+	return &testEngine{Engine: e, opts: o}
 }
 
 type testWriter struct{ t testing.TB }
