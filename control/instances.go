@@ -178,7 +178,10 @@ func (c *Controller) validate(in *api.Instance) error {
 			return api.Errorf(api.CodeNotFound, "host path %s: %w", m.HostPath, err).WithField(fmt.Sprintf("spec.mounts[%d].hostPath", i))
 		}
 	}
-	return c.able(c.ctx, in)
+	if err := c.able(c.ctx, in); err != nil {
+		return err
+	}
+	return c.namedKernel(in)
 }
 
 // fitsHost refuses limits that this host could never give.

@@ -16,6 +16,7 @@ type KernelStore interface {
 	Import(ctx context.Context, r io.Reader, in api.KernelAdd) (*api.Kernel, error)
 	Fetch(ctx context.Context, in api.KernelFetch, progress kernel.Progress) (*api.Kernel, error)
 	List() []api.Kernel
+	Get(kind api.Kind, arch, name string) (*api.Kernel, error)
 	ByName(name string) (*api.Kernel, error)
 	SetDefault(name string) error
 	Delete(name string) error
@@ -40,6 +41,18 @@ func (c *Controller) kernelUsers(k *api.Kernel) []string {
 	}
 	slices.Sort(users)
 	return users
+}
+
+// namedKernel refuses a kernel that isn't there, or can't boot the instance.
+func (c *Controller) namedKernel(in *api.Instance) error {
+	name := in.Spec.Machine.Kernel
+	if name == "" {
+		return nil
+	}
+	if _, err := c.Kernels.Get(kindOf(in), archOf(in), name); err != nil {
+		return api.AsError(err).WithField("spec.machine.kernel")
+	}
+	return nil
 }
 
 // live tells whether a guest has processes in a phase.

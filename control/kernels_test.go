@@ -31,6 +31,14 @@ func (f *fakeKernels) ByName(name string) (*api.Kernel, error) {
 	return nil, api.Errorf(api.CodeNotFound, "kernel %q not found", name)
 }
 
+func (f *fakeKernels) Get(kind api.Kind, arch, name string) (*api.Kernel, error) {
+	k, err := f.ByName(name)
+	if err == nil && (k.Kind != kind || k.Arch != arch) {
+		return nil, api.Errorf(api.CodeInvalid, "kernel %q is for others", name)
+	}
+	return k, err
+}
+
 func (f *fakeKernels) Import(_ context.Context, r io.Reader, in api.KernelAdd) (*api.Kernel, error) {
 	if _, err := io.ReadAll(r); err != nil {
 		return nil, err
@@ -156,5 +164,21 @@ func TestFetchOfAKernelIsAnOperation(t *testing.T) {
 	}
 	if _, err := w.c.SetDefaultKernel(t.Context(), "none"); !api.IsCode(err, api.CodeNotFound) {
 		t.Error(err)
+	}
+}
+
+func TestNamedKernelMustFit(t *testing.T) {
+	w := newWorld(t)
+	withKernels(w, api.Kernel{Name: "a", Kind: api.KindVM, Arch: runtime.GOARCH})
+	in := &api.Instance{Spec: api.InstanceSpec{Kind: api.KindVM, Image: "tiny"}}
+	for name, code := range map[string]api.Code{"": "", "a": "", "b": api.CodeNotFound} {
+		in.Spec.Machine.Kernel = name
+		if err := w.c.namedKernel(in); code == "" && err != nil || code != "" && !api.IsCode(err, code) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	in.Spec.Kind, in.Spec.Machine.Kernel = api.KindPVM, "a"
+	if err := w.c.namedKernel(in); !api.IsCode(err, api.CodeInvalid) || api.AsError(err).Field != "spec.machine.kernel" {
+		t.Errorf("for another kind: %v", err)
 	}
 }
