@@ -89,6 +89,10 @@ func (c *Controller) completed(ctx context.Context, in *api.Instance) error {
 	if img.Type == api.ImageDisk {
 		in.Spec.Kind = cmp.Or(in.Spec.Kind, api.KindVM)
 		m.Firmware = cmp.Or(m.Firmware, img.Firmware, "bios")
+		if m.CloudInit == nil {
+			// The seed also says the name and the addresses, and brings the agent.
+			m.CloudInit = &api.CloudInit{}
+		}
 	}
 	return suits(in, img)
 }
