@@ -201,7 +201,7 @@ func (s *Store) record(img *manifest.Image, root string, from source) (*api.Imag
 			Platform: img.Platform,
 			Source:   from.from,
 			System:   isSystem(config, tree.follow),
-			Type:     "root",
+			Type:     api.ImageRoot,
 			Config:   config,
 		},
 		Root:   root,

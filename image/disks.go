@@ -223,12 +223,12 @@ func (s *Store) adoptDisk(ctx context.Context, in *incoming, name string) (*api.
 	if err != nil {
 		return nil, err
 	}
-	kind := "disk"
+	kind := api.ImageDisk
 	if in.header.Format == "iso" {
-		kind = "iso"
+		kind = api.ImageISO
 	}
 	firmware := in.header.Firmware
-	if kind == "disk" && firmware == "" {
+	if kind == api.ImageDisk && firmware == "" {
 		if firmware, err = disk.Firmware(in.file, st.Size()); err != nil {
 			return nil, err
 		}
@@ -282,7 +282,7 @@ func (s *Store) watchRoom(cancel context.CancelCauseFunc) func() {
 
 // exportDisk writes an image of type disk or iso.
 func (s *Store) exportDisk(ctx context.Context, f *os.File, img *api.Image, format string, w io.Writer) error {
-	if img.Type == "iso" {
+	if img.Type == api.ImageISO {
 		if format != "" && format != "raw" {
 			return api.Errorf(api.CodeInvalid, "a medium can't be exported as %s", format).WithField("format").WithHint("choose raw")
 		}

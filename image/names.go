@@ -102,7 +102,7 @@ func (s *Store) view(rec *record) *api.Image {
 // disks don't say their type.
 func (rec *record) api() api.Image {
 	img := rec.Image
-	img.Type = cmp.Or(img.Type, "root")
+	img.Type = cmp.Or(img.Type, api.ImageRoot)
 	img.Config = cloneConfig(img.Config)
 	return img
 }

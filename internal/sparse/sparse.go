@@ -114,7 +114,7 @@ func copyRange(dst, src *os.File, offset, length int64) (int64, error) {
 		return 0, os.NewSyscallError("copy_file_range", err)
 	}
 	// Two file systems, one of which can't do it.
-	m, err := io.Copy(io.NewOffsetWriter(dst, offset), io.NewSectionReader(src, offset, length))
+	m, err := io.CopyBuffer(io.NewOffsetWriter(dst, offset), io.NewSectionReader(src, offset, length), make([]byte, 1<<20))
 	if err == nil && m == 0 {
 		err = io.ErrUnexpectedEOF
 	}
