@@ -30,7 +30,7 @@ var archs = []arch{
 	{
 		name: "amd64", program: "qemu-system-x86_64", pkg: "qemu-system-x86",
 		machine: "microvm,pcie=on,acpi=on,mem-merge=off,dump-guest-core=off", cpu: "max", console: "ttyS0",
-		args: "8250.nr_uarts=1 no_timer_check tsc=reliable pcie_ports=native",
+		args: "8250.nr_uarts=1 no_timer_check tsc=reliable pcie_ports=native cryptomgr.notests",
 	},
 	{
 		// The signatures of pointers as the architecture has them take longer
