@@ -24,8 +24,9 @@ import (
 var distributions = []string{"debian", "ubuntu", "devuan", "kali"}
 
 // systemPackages turn a minimal tree into a system: an init with its bus and
-// logins, and what one expects to find on a machine.
-var systemPackages = []string{"systemd-sysv", "dbus", "libpam-systemd", "iproute2", "iputils-ping", "procps", "less"}
+// logins, what loads modules where the guest has a kernel of its own, and what
+// one expects to find on a machine.
+var systemPackages = []string{"systemd-sysv", "dbus", "libpam-systemd", "kmod", "iproute2", "iputils-ping", "procps", "less"}
 
 var (
 	releaseRE = regexp.MustCompile(`^[a-z][a-z0-9.-]{0,63}$`)
