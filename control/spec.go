@@ -130,6 +130,9 @@ func (c *Controller) mounts(ctx context.Context, in *api.Instance) ([]engine.Mou
 			em.Owned, em.Disk = true, v.Spec.Type == api.VolumeDisk
 			if em.Disk {
 				em.Size = volumeSize(v)
+				if err := c.diskFree(v, in, m.ReadOnly); err != nil {
+					return nil, err
+				}
 			}
 		}
 		list = append(list, em)
@@ -137,6 +140,23 @@ func (c *Controller) mounts(ctx context.Context, in *api.Instance) ([]engine.Mou
 	// A mount below another one must come after it.
 	slices.SortStableFunc(list, func(a, b engine.Mount) int { return strings.Compare(a.Target, b.Target) })
 	return list, nil
+}
+
+// diskFree refuses to let a second guest at a disk that one of them writes
+// to: neither would know what the other does to the file system.
+func (c *Controller) diskFree(v *api.Volume, in *api.Instance, readOnly bool) error {
+	for _, other := range c.instances.All() {
+		if other.ID == in.ID || other.Project != v.Project || c.live(other.ID) == nil {
+			continue
+		}
+		for _, m := range other.Spec.Mounts {
+			if m.Volume == v.Name && !(m.ReadOnly && readOnly) {
+				return api.Errorf(api.CodeInUse, "volume %q is a disk, and %s has it", v.Name, other.Name).WithField("spec.mounts").
+					WithHint("stop %s first, or mount it read-only in both", other.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // releaseVolumes says that the instance's guest uses them no more. A named

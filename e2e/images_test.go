@@ -3,7 +3,6 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
-	"fmt"
 	"io"
 	"log"
 	"net/http/httptest"
@@ -123,36 +122,56 @@ func TestPullFromARegistryAndRun(t *testing.T) {
 	}
 }
 
-// TestSystemGuestReachesItsTarget runs Debian with systemd as PID 1.
+// TestSystemGuestReachesItsTarget runs Debian with systemd as PID 1, behind
+// every wall.
 func TestSystemGuestReachesItsTarget(t *testing.T) {
 	if _, err := exec.LookPath("mmdebstrap"); err != nil {
 		t.Skipf("needs mmdebstrap: %v", err)
 	}
 	h := newHost(t)
 	h.do("image", "build", "debian:bookworm", "--system")
-	h.do("launch", "debian:bookworm", "deb", "--wait")
-	if in := h.show("deb"); !in.Status.System {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			if _, err := exec.LookPath("qemu-system-x86_64"); err != nil && kind == "vm" {
+				t.Skipf("needs an emulator: %v (install qemu-system-x86)", err)
+			}
+			h := h.in(t)
+			if kind != "container" {
+				h.do("kernel", "fetch", "debian", "--kind", kind)
+			}
+			h.do("launch", "debian:bookworm", "deb", "--kind", kind, "--wait")
+			h.systemRuns("deb")
+			h.do("delete", "--force", "deb")
+		})
+	}
+}
+
+// systemRuns wants a guest's systemd to come up, to stop in good order, and
+// to start again.
+func (h *host) systemRuns(name string) {
+	t := h.t
+	t.Helper()
+	if in := h.show(name); !in.Status.System {
 		t.Fatalf("not a system guest: %+v", in.Status)
 	}
 	var state string
 	eventually(t, "systemd is up", func() bool {
-		state = strings.TrimSpace(h.try("exec", "deb", "--", "systemctl", "is-system-running").out)
+		state = strings.TrimSpace(h.try("exec", name, "--", "systemctl", "is-system-running").out)
 		return state == "running" || state == "degraded"
 	})
 	if state != "running" {
-		t.Errorf("%s:\n%s", state, h.try("exec", "deb", "--", "systemctl", "list-units", "--failed", "--no-legend").out)
+		t.Errorf("%s:\n%s", state, h.try("exec", name, "--", "systemctl", "list-units", "--failed", "--no-legend").out)
 	}
-	r := h.try("exec", "deb", "--", "sh", "-c", "systemctl is-active default.target; cat /proc/1/comm; id -u")
+	r := h.try("exec", name, "--", "sh", "-c", "systemctl is-active default.target; cat /proc/1/comm; id -u")
 	if r.out != "active\nsystemd\n0\n" {
 		t.Errorf("%+v", r)
 	}
 	begin := time.Now()
-	h.do("stop", "deb")
-	s := h.show("deb").Status
+	h.do("stop", name)
+	s := h.show(name).Status
 	if s.Exit == nil || s.Exit.Signal == "SIGKILL" {
 		t.Errorf("stopped after %s: %+v", time.Since(begin), s.Exit)
 	}
-	fmt.Fprintln(t.Output(), "systemd stopped after", time.Since(begin))
-	h.do("start", "deb")
-	h.do("delete", "--force", "deb")
+	t.Logf("systemd stopped after %s: %+v", time.Since(begin), *s.Exit)
+	h.do("start", name)
 }
