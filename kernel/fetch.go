@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 
 	"github.com/cleave-project/cleave/api"
@@ -149,7 +148,7 @@ func (f *fetch) from(ctx context.Context, w way) (*api.Kernel, error) {
 		return nil, err
 	}
 	f.progress("unpacking "+c.name, 0, 0)
-	file, err := os.Open(filepath.Clean(deb))
+	file, err := openFile(deb)
 	if err != nil {
 		return nil, err
 	}

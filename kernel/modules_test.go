@@ -244,3 +244,25 @@ func TestModprobeReadsTheIndex(t *testing.T) {
 		}
 	}
 }
+
+func FuzzModules(f *testing.F) {
+	f.Add("fs/erofs.ko: lib/crc.ko\nlib/crc.ko:\n", rest("erofs"), "softdep erofs pre: crc32c\n", "alias crc32c crc\n")
+	f.Fuzz(func(t *testing.T, dep, builtin, softdep, alias string) {
+		fsys := fstest.MapFS{}
+		for name, text := range map[string]string{"modules.dep": dep, "modules.builtin": builtin, "modules.softdep": softdep, "modules.alias": alias} {
+			fsys[name] = &fstest.MapFile{Data: []byte(text)}
+		}
+		m, err := readModules(fsys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := m.order(api.KindVM)
+		seen := map[string]bool{}
+		for _, file := range list {
+			if err == nil && seen[file] {
+				t.Errorf("%s is loaded twice", file)
+			}
+			seen[file] = true
+		}
+	})
+}
