@@ -20,8 +20,7 @@ const sshKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGxoa3Nka2poc2tkamhma3NqZGhm
 
 // userData has cloud-init make a user, and count its first boots.
 const userData = `#cloud-config
-users: [{name: mo, shell: /bin/sh}]
-system_info: {default_user: {name: mo}}
+users: [default, {name: mo, shell: /bin/sh}]
 runcmd: ['echo once >>/root/firsts']
 `
 
@@ -60,8 +59,8 @@ func TestDiskImages(t *testing.T) {
 	h.do("launch", "debian-disk", "server", "--ssh-key", sshKey, "--user-data", user)
 	h.agentComes("server")
 	h.firstBootIsDone("server")
-	if out := h.do("exec", "server", "--", "cat", "/home/mo/.ssh/authorized_keys"); !strings.Contains(out, sshKey) {
-		t.Errorf("the keys are %q", out)
+	if out := h.do("exec", "server", "--", "sh", "-c", "id -un mo; cat /home/debian/.ssh/authorized_keys"); !strings.HasPrefix(out, "mo\n") || !strings.Contains(out, sshKey) {
+		t.Errorf("users and keys are %q", out)
 	}
 	if out := h.do("exec", "server", "--", "sh", "-c", "hostname; test -d /sys/firmware/efi && echo uefi; ip -4 -br address"); !regexp.MustCompile(`(?s)^server\n[^u].*eth0 .*UP.*` + regexp.QuoteMeta(h.show("server").Status.NICs[0].IPv4)).MatchString(out) {
 		t.Errorf("it says %q", out)
