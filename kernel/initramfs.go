@@ -32,7 +32,7 @@ type Boot struct {
 
 // layout is the version of what an initramfs looks like: an older one is
 // built anew.
-const layout = "1"
+const layout = "2"
 
 // Boot finds a kernel as Get does, and its initramfs, which is built if it
 // isn't there or the agent has changed since; that takes some 100 ms.
@@ -161,7 +161,11 @@ func writeInitramfs(c *cpio, agent []byte, modules []module) error {
 	var order bytes.Buffer
 	for _, m := range modules {
 		fmt.Fprintln(&order, m.name)
-		c.add("modules/"+m.name, cpioFile, 0, 0, m.content)
+		plain, signature := splitSignature(m.content)
+		c.add("modules/"+m.name, cpioFile, 0, 0, plain)
+		if signature != nil {
+			c.add("modules/"+m.name+".sig", cpioFile, 0, 0, signature)
+		}
 	}
 	c.add("modules/order", cpioFile, 0, 0, order.Bytes())
 	return c.finish()

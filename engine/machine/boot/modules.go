@@ -3,6 +3,7 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strings"
@@ -44,6 +45,9 @@ func loadModule(name string) error {
 	}
 	defer f.Close()
 	err = unix.FinitModule(int(f.Fd()), "", 0)
+	if errors.Is(err, unix.EKEYREJECTED) || errors.Is(err, unix.EPERM) {
+		err = loadSigned(f)
+	}
 	switch {
 	case err == nil, errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENODEV):
 		return nil
@@ -53,4 +57,18 @@ func loadModule(name string) error {
 		return errors.New("it needs another module")
 	}
 	return err
+}
+
+// loadSigned loads a module with its signature, which the initramfs has beside
+// it: this kernel insists.
+func loadSigned(f *os.File) error {
+	plain, err := io.ReadAll(f)
+	if err != nil {
+		return err
+	}
+	signature, err := os.ReadFile(f.Name() + ".sig")
+	if err != nil {
+		return errors.New("the kernel wants its signature, and it has none")
+	}
+	return unix.InitModule(append(plain, signature...), "")
 }
