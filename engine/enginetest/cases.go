@@ -282,6 +282,9 @@ func (s *suite) pause(t *testing.T) {
 			t.Fatal("a resumed guest doesn't run")
 		}
 	}
+	if s.Machine != nil {
+		s.clockAfterPause(t, spec.ID)
+	}
 	// A paused guest can be killed.
 	if err := s.Engine.Pause(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,6 +41,27 @@ func (s *suite) diskVolumes(t *testing.T) {
 	out, st := s.run(t, again)
 	if !strings.HasPrefix(out, "kept\n") || !strings.Contains(out, " 1000     1000 ") || !strings.Contains(out, "Read-only") || st.Code == 0 {
 		t.Errorf("status %+v, output %q", st, out)
+	}
+}
+
+// clockAfterPause has a guest stand still for longer than its clock may be
+// wrong afterwards.
+func (s *suite) clockAfterPause(t *testing.T, id string) {
+	t.Helper()
+	const pause, wrong = 4 * time.Second, 2 * time.Second
+	if err := s.Engine.Pause(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(pause)
+	if err := s.Engine.Resume(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	before := time.Now()
+	out, _ := s.exec(t, id, "date", "+%s")
+	after := time.Now()
+	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if now := time.Unix(seconds, 0); err != nil || now.Before(before.Add(-wrong)) || now.After(after.Add(wrong)) {
+		t.Errorf("it is %q in the guest between %d and %d, error %v", out, before.Unix(), after.Unix(), err)
 	}
 }
 
