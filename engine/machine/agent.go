@@ -20,7 +20,7 @@ type line struct {
 
 // strangerTime is how long a system of its own may take to answer: it may
 // have no agent.
-const strangerTime = 5 * time.Second
+const strangerTime = 10 * time.Second
 
 func (e *Engine) line(id string) *line {
 	e.mu.Lock()
