@@ -172,6 +172,7 @@ type Guest struct {
 	// Firmware tells that it is a system of its own.
 	Firmware bool
 	System   bool
+	Memory   api.Bytes // its RAM, as it was started
 	// Exit is how the process ended, for Ended: User Mode Linux aborts when
 	// its guest's kernel panics.
 	Exit api.ExitStatus
