@@ -117,8 +117,10 @@ func boot(t testing.TB) engine.Kernel {
 // needQEMU skips where there is none.
 func needQEMU(t testing.TB) {
 	t.Helper()
-	if _, err := newTools().find(t.Context(), archs[0]); err != nil {
+	if _, err := newTools().find(t.Context(), archs[0]); api.IsCode(err, api.CodeUnsupported) {
 		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("machines are started by root")

@@ -68,6 +68,10 @@ func (t *tools) find(ctx context.Context, a arch) (string, error) {
 	return "", err
 }
 
+// versionLimit is how long a QEMU may take to say its version: 0.1 s, or half a
+// minute on a host that has twenty times as much to do as it can.
+const versionLimit = 2 * time.Minute
+
 var versionRE = regexp.MustCompile(`version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?`)
 
 // version asks a program for its version, once.
@@ -77,11 +81,14 @@ func (t *tools) version(ctx context.Context, path string, modified time.Time) (q
 	if k, ok := t.versions[path]; ok && k.modified.Equal(modified) {
 		return k.version, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, versionLimit)
 	defer cancel()
 	c := exec.CommandContext(ctx, path, "-version")
 	c.Dir, c.Env, c.WaitDelay = "/", []string{}, time.Second
 	out, err := c.Output()
+	if ctx.Err() != nil {
+		return qmp.Version{}, api.Errorf(api.CodeTimeout, "ask %s for its version: %w", path, ctx.Err()).WithHint("the host may be too busy; try again")
+	}
 	if err != nil {
 		return qmp.Version{}, api.Errorf(api.CodeUnsupported, "QEMU on this host doesn't run: %s -version: %w", path, err).
 			WithHint("install its package again")
