@@ -10,8 +10,6 @@ import (
 	"github.com/cleave-project/cleave/engine/machine/vitals"
 )
 
-const phaseBooting = vitals.PhaseBooting
-
 // leastMemory is less than any kernel boots in; monitors know better.
 const leastMemory = 16 * api.MiB
 

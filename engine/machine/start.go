@@ -14,6 +14,7 @@ import (
 	"github.com/cleave-project/cleave/engine/internal/guests"
 	"github.com/cleave-project/cleave/engine/internal/validate"
 	"github.com/cleave-project/cleave/engine/machine/jail"
+	"github.com/cleave-project/cleave/engine/machine/vitals"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -203,7 +204,7 @@ func (l *launch) await(ctx context.Context) error {
 	case err = <-ready:
 	case <-l.start.Ended():
 		cancel()
-		return l.endedEarly(g)
+		return l.endedEarly()
 	}
 	if err == nil {
 		return nil
@@ -213,11 +214,11 @@ func (l *launch) await(ctx context.Context) error {
 	if !l.record.Alive() {
 		select {
 		case <-l.start.Ended():
-			return l.endedEarly(g)
+			return l.endedEarly()
 		case <-wait.Done():
 		}
 	}
-	if said := l.said(g); said != nil {
+	if said := l.said(); said != nil {
 		return said
 	}
 	if wait.Err() != nil && ctx.Err() == nil {
@@ -246,7 +247,7 @@ func (l *launch) ready(ctx context.Context, g *Guest) error {
 }
 
 // endedEarly tells what it means that the monitor has ended already.
-func (l *launch) endedEarly(g *Guest) error {
+func (l *launch) endedEarly() error {
 	if l.firmware() {
 		return l.withOutput(api.Errorf(api.CodeInternal, "start %s: its monitor ended at once", l.spec.Name))
 	}
@@ -256,14 +257,14 @@ func (l *launch) endedEarly(g *Guest) error {
 		return l.withOutput(fmt.Errorf("start %s: its monitor ended: %w", l.spec.Name, err))
 	case s.Error != nil:
 		return fmt.Errorf("start %s: %w", l.spec.Name, s.Error)
-	case s.Phase != "" && s.Phase != phaseBooting:
+	case s.Phase != vitals.PhaseBooting:
 		return nil // it was quick
 	}
 	return l.withOutput(api.Errorf(api.CodeInternal, "start %s: its kernel ended before the entry point was executed", l.spec.Name))
 }
 
 // said is why the guest could not execute its entry point, if it told so.
-func (l *launch) said(g *Guest) error {
+func (l *launch) said() error {
 	if l.firmware() {
 		return nil
 	}
