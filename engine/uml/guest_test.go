@@ -314,3 +314,61 @@ func TestGuestDoesNotMountItsMonitorsFiles(t *testing.T) {
 		}
 	}
 }
+
+// Memory that is taken from a guest is the host's again, until it is given
+// back; what is in use can't be taken.
+func TestMemoryIsTakenAndGivenBack(t *testing.T) {
+	e := newEngine(t)
+	g := e.start(t, e.spec(t, "sleep 1000"))
+	free := func() api.Bytes {
+		out, _ := g.exec("cat /proc/meminfo")
+		n, err := parseFree(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	limit := func(n api.Bytes) error {
+		return e.Update(t.Context(), g.spec.ID, api.Resources{Memory: n}, g.spec.Root.Dir)
+	}
+	const much, little = 128 * api.MiB, 80 * api.MiB
+	before := free()
+	if err := limit(little); err != nil {
+		t.Fatal(err)
+	}
+	if gone := before - free(); gone < 40*api.MiB || gone > 60*api.MiB {
+		t.Errorf("%s went of the %s that were taken", gone, much-little)
+	}
+	if err := limit(little); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	e = e.reopen(t) // it remembers
+	g.e = e
+	if err := limit(much); err != nil {
+		t.Fatal(err)
+	}
+	if back := before - free(); back > 8*api.MiB {
+		t.Errorf("%s didn't come back", back)
+	}
+	if out, code := g.exec("head -c 60000000 /dev/zero >/dev/shm/x"); code != 0 {
+		t.Fatal(out)
+	}
+	if err := limit(little); !api.IsCode(err, api.CodeConflict) {
+		t.Errorf("what is in use was taken: %v", err)
+	}
+	if st, err := e.Stats(t.Context(), g.spec.ID); err != nil || st.MemoryLimit != much {
+		t.Errorf("limit %s, %v", st.MemoryLimit, err)
+	}
+	if err := limit(16 * api.MiB); !api.IsCode(err, api.CodeInvalid) {
+		t.Errorf("too little: %v", err)
+	}
+}
+
+func FuzzParseFree(f *testing.F) {
+	f.Add("MemTotal: 1 kB\nMemFree:   73 kB\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if n, err := parseFree(text); n < 0 || err != nil && n != 0 {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+}

@@ -81,13 +81,6 @@ func console(g *machine.Guest) *mconsole.Console {
 // patience is how long a guest's kernel may take for an answer.
 const patience = 10 * time.Second
 
-func command(ctx context.Context, g *machine.Guest, command string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	_, err := console(g).Command(ctx, command)
-	return err
-}
-
 // Running implements machine.Monitor. There's nothing to be said to it yet:
 // its kernel answers when it has booted, which the agent tells as well.
 func (*monitor) Running(context.Context, *machine.Guest) error { return nil }
@@ -101,11 +94,11 @@ func (*monitor) Resume(context.Context, *machine.Guest) error { return errors.Er
 
 // PowerButton implements machine.Monitor.
 func (*monitor) PowerButton(ctx context.Context, g *machine.Guest) error {
-	return command(ctx, g, "cad")
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := console(g).Command(ctx, "cad")
+	return err
 }
-
-// Update implements machine.Monitor. All of it is the cgroup's.
-func (*monitor) Update(context.Context, *machine.Guest, api.Resources) error { return nil }
 
 // Ended implements machine.Monitor. linux.uml sends itself SIGABRT when the
 // guest's kernel panics, and only then (panic_exit in
