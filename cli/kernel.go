@@ -109,8 +109,9 @@ With --modules, FILE and the modules' directory (or their package) are files of 
   cleave kernel add host --default`,
 		Args: args(1, 1, "FILE|host"),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) == 0 && prefix != "" && strings.HasPrefix(api.KernelOfHost, prefix) {
-				return []cobra.Completion{api.KernelOfHost}, cobra.ShellCompDirectiveDefault
+			// Names of files are offered where nothing else is.
+			if word := api.KernelOfHost; len(args) == 0 && prefix != "" && strings.HasPrefix(word, prefix) {
+				return []cobra.Completion{word}, cobra.ShellCompDirectiveDefault
 			}
 			return nil, cobra.ShellCompDirectiveDefault
 		},
