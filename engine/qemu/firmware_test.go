@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -239,5 +240,49 @@ func TestUEFIStarts(t *testing.T) {
 				t.Errorf("variables are %v", left)
 			}
 		})
+	}
+}
+
+// TestCPUsAreAddedWhileASystemRuns needs nothing of the system: the machine
+// has them, whether it uses them or not.
+func TestCPUsAreAddedWhileASystemRuns(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("a host with one CPU has room for one")
+	}
+	e := newEngine(t)
+	spec := ownSpec(t)
+	startGuest(t, e, spec)
+	_, c, _, err := e.guest(t.Context(), spec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{1, 2, 2} {
+		if err := e.Update(t.Context(), spec.ID, api.Resources{CPUs: float64(want) - 0.5}, spec.Root.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.CPUCount(t.Context()); err != nil || n != want {
+			t.Errorf("it has %d CPUs, and not %d: %v", n, want, err)
+		}
+	}
+}
+
+func TestPausedGuestStandsStill(t *testing.T) {
+	e := newEngine(t)
+	spec := ownSpec(t)
+	startGuest(t, e, spec)
+	_, c, _, err := e.guest(t.Context(), spec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		do   func(context.Context, string) error
+		want string
+	}{{e.Pause, qmp.StatePaused}, {e.Pause, qmp.StatePaused}, {e.Resume, qmp.StateRunning}, {e.Resume, qmp.StateRunning}} {
+		if err := step.do(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.Status(t.Context()); err != nil || got != step.want {
+			t.Errorf("it is %s, and not %s: %v", got, step.want, err)
+		}
 	}
 }

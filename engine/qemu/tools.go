@@ -31,8 +31,8 @@ type tools struct {
 
 // known is a program's version while its file is the same.
 type known struct {
-	modified time.Time
-	version  qmp.Version
+	file    os.FileInfo
+	version qmp.Version
 }
 
 func newTools() *tools {
@@ -51,7 +51,7 @@ func (t *tools) find(ctx context.Context, a arch) (string, error) {
 		if err != nil {
 			continue
 		}
-		v, err := t.version(ctx, path, st.ModTime())
+		v, err := t.version(ctx, path, st)
 		if err != nil {
 			return "", err
 		}
@@ -75,10 +75,10 @@ const versionLimit = 2 * time.Minute
 var versionRE = regexp.MustCompile(`version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?`)
 
 // version asks a program for its version, once.
-func (t *tools) version(ctx context.Context, path string, modified time.Time) (qmp.Version, error) {
+func (t *tools) version(ctx context.Context, path string, file os.FileInfo) (qmp.Version, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if k, ok := t.versions[path]; ok && k.modified.Equal(modified) {
+	if k, ok := t.versions[path]; ok && os.SameFile(k.file, file) && k.file.ModTime().Equal(file.ModTime()) {
 		return k.version, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionLimit)
@@ -102,7 +102,7 @@ func (t *tools) version(ctx context.Context, path string, modified time.Time) (q
 		n[i], _ = strconv.Atoi(string(m[i+1])) // a missing part is 0
 	}
 	v := qmp.Version{Major: n[0], Minor: n[1], Micro: n[2]}
-	t.versions[path] = known{modified, v}
+	t.versions[path] = known{file, v}
 	return v, nil
 }
 
