@@ -159,7 +159,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		return err
 	}
 	d.control, err = control.New(ctx, control.Options{
-		Data: cfg.Data, Run: cfg.Run, Scope: cfg.scope(), Version: d.version, UIDBase: cfg.UIDBase,
+		Data: cfg.Data, Run: cfg.Run, Scope: cfg.scope(), Version: d.version, UIDBase: cfg.UIDBase, AgentFor: cfg.agentFor,
 		Store: d.store, Images: d.images, Kernels: d.kernels, Network: d.network, Drivers: drivers, ForgetImage: d.engines.container.ForgetImage, Engines: d.engines.all(), Log: d.log,
 	})
 	if err != nil {
