@@ -40,8 +40,10 @@ func (e *Engine) Agent(ctx context.Context, id string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
 	if g.Firmware {
-		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, strangerTime)
 		defer cancel()
 	}
@@ -96,17 +98,18 @@ func (e *Engine) drop(id string) {
 		return
 	}
 	// Whoever has the turn finds the guest dead.
-	go func() {
+	e.closing.Go(func() {
 		<-l.turn
 		if l.session != nil {
 			l.session.Close()
 			l.session = nil
 		}
 		l.turn <- struct{}{}
-	}()
+	})
 }
 
-// hangUp ends all sessions.
+// hangUp ends all sessions. It comes after the end of the engine's context,
+// with which whoever opens one gives up.
 func (e *Engine) hangUp() {
 	e.mu.Lock()
 	ids := make([]string, 0, len(e.lines))
@@ -117,6 +120,7 @@ func (e *Engine) hangUp() {
 	for _, id := range ids {
 		e.drop(id)
 	}
+	e.closing.Wait()
 }
 
 // answers tells whether there is a session with the guest's agent.
@@ -168,7 +172,7 @@ func (e *Engine) ask(ctx context.Context, id string, request func(*agent.Client)
 func (e *Engine) started(ctx context.Context, id string) error {
 	for {
 		err := e.ask(ctx, id, func(c *agent.Client) error { return c.Started(ctx) })
-		if err == nil || ctx.Err() != nil || !api.IsCode(err, api.CodeUnavailable) {
+		if err == nil || ctx.Err() != nil || e.ctx.Err() != nil || !api.IsCode(err, api.CodeUnavailable) {
 			return err
 		}
 		if _, gone := e.Guest(id); gone != nil {

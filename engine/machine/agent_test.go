@@ -161,3 +161,33 @@ func TestAgentOfAGuestThatEndedIsNotRunning(t *testing.T) {
 		t.Errorf("%d lines are left", len(e.lines))
 	}
 }
+
+func TestCloseEndsWhoWaitsForAnAgent(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	s := &socket{t: t, serve: func(c net.Conn) {
+		go io.Copy(io.Discard, c)
+		asked <- struct{}{}
+	}}
+	e := newEngine(t, &fake{script: "sleep 1000", agent: s.open})
+	spec := ownSystem(t)
+	g := start(t, e, spec)
+	answer := make(chan error, 1)
+	begin := time.Now()
+	go func() {
+		_, err := e.Agent(context.Background(), g.ID)
+		answer <- err
+	}()
+	<-asked
+	again, err := New(e.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-answer; err == nil || time.Since(begin) > strangerTime {
+		t.Errorf("error %v after %v", err, time.Since(begin))
+	}
+	forget(t, again, g.ID)
+}

@@ -47,6 +47,10 @@ type Engine struct {
 	agent   *os.File // cleave-agent in a sealed memfd
 	closed  sync.Once
 
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	closing sync.WaitGroup // sessions that are being ended
+
 	mu    sync.Mutex
 	lines map[string]*line // to the guests' agents
 }
@@ -79,6 +83,7 @@ func New(opts Options) (*Engine, error) {
 		opts: opts, monitor: opts.Monitor, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
 		cgroups: tree, agent: agent, lines: map[string]*line{},
 	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.book, err = guests.Open(guests.Options{Run: opts.Run, LogDir: opts.LogDir, Log: e.log, Status: e.status})
 	if err != nil {
 		agent.Close()
@@ -139,6 +144,7 @@ func (e *Engine) Exits() <-chan engine.Exit { return e.book.Exits() }
 // Close implements engine.Engine. Guests live on.
 func (e *Engine) Close() error {
 	e.closed.Do(func() {
+		e.cancel()
 		e.book.Close()
 		e.hangUp()
 		e.agent.Close()
