@@ -33,6 +33,9 @@ func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 		}
 		findings = append(findings, api.Finding{Area: string(kind), Name: "engine", State: state, Detail: detail, Remedy: remedy})
 		findings = append(findings, f...)
+		if kind != api.KindContainer && caps.Available {
+			findings = append(findings, c.kernelFinding(kind))
+		}
 	}
 	pools := filepath.Join(c.Data, "pools")
 	for _, name := range slices.Sorted(maps.Keys(c.Drivers)) {

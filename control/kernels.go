@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"io"
+	"runtime"
 	"slices"
 
 	"github.com/cleave-project/cleave/api"
@@ -53,6 +54,19 @@ func (c *Controller) namedKernel(in *api.Instance) error {
 		return api.AsError(err).WithField("spec.machine.kernel")
 	}
 	return nil
+}
+
+// kernelFinding tells the doctor what boots images in a kind of machine.
+func (c *Controller) kernelFinding(kind api.Kind) api.Finding {
+	f := api.Finding{Area: string(kind), Name: "kernel for images", State: "ok"}
+	k, err := c.Kernels.Get(kind, runtime.GOARCH, "")
+	if err != nil {
+		e := api.AsError(err)
+		f.State, f.Detail, f.Remedy = "missing", e.Message, e.Hint
+		return f
+	}
+	f.Detail = k.Name
+	return f
 }
 
 // live tells whether a guest has processes in a phase.

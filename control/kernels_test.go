@@ -32,6 +32,13 @@ func (f *fakeKernels) ByName(name string) (*api.Kernel, error) {
 }
 
 func (f *fakeKernels) Get(kind api.Kind, arch, name string) (*api.Kernel, error) {
+	if name == "" {
+		for _, k := range f.list {
+			if k.Default && k.Kind == kind && k.Arch == arch {
+				return &k, nil
+			}
+		}
+	}
 	k, err := f.ByName(name)
 	if err == nil && (k.Kind != kind || k.Arch != arch) {
 		return nil, api.Errorf(api.CodeInvalid, "kernel %q is for others", name)
@@ -180,5 +187,16 @@ func TestNamedKernelMustFit(t *testing.T) {
 	in.Spec.Kind, in.Spec.Machine.Kernel = api.KindPVM, "a"
 	if err := w.c.namedKernel(in); !api.IsCode(err, api.CodeInvalid) || api.AsError(err).Field != "spec.machine.kernel" {
 		t.Errorf("for another kind: %v", err)
+	}
+}
+
+func TestDoctorTellsWhatBootsImages(t *testing.T) {
+	w := newWorld(t)
+	withKernels(w, api.Kernel{Name: "a", Kind: api.KindVM, Arch: runtime.GOARCH, Default: true})
+	if f := w.c.kernelFinding(api.KindVM); f.State != "ok" || f.Detail != "a" {
+		t.Errorf("%+v", f)
+	}
+	if f := w.c.kernelFinding(api.KindPVM); f.State != "missing" || f.Detail == "" {
+		t.Errorf("%+v", f)
 	}
 }
