@@ -82,6 +82,13 @@ func openDir(name string) (*os.File, error) {
 
 const noExec = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
+// kernelMount is a file system without a disk.
+type kernelMount struct {
+	at   string
+	fs   *mountfd.FS
+	attr int
+}
+
 // mountKernel moves the kernel's file systems to the guest's root and adds
 // those that belong there.
 func (m *machine) mountKernel() error {
@@ -89,11 +96,7 @@ func (m *machine) mountKernel() error {
 	if shm <= 0 {
 		shm = defaultShm
 	}
-	mounts := []struct {
-		at   string
-		fs   *mountfd.FS
-		attr int
-	}{
+	mounts := []kernelMount{
 		// Group 5 is tty wherever there is one.
 		{"/dev/pts", mountfd.New("devpts").String("ptmxmode", "0666").String("mode", "0620").String("gid", "5"), unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC},
 		{"/dev/shm", mountfd.New("tmpfs").String("mode", "1777").String("size", strconv.FormatInt(shm, 10)), noExec &^ unix.MOUNT_ATTR_NOEXEC},
@@ -101,11 +104,7 @@ func (m *machine) mountKernel() error {
 		{"/sys/fs/cgroup", mountfd.New("cgroup2"), noExec},
 	}
 	if m.boot.System {
-		mounts = append(mounts, struct {
-			at   string
-			fs   *mountfd.FS
-			attr int
-		}{"/run", mountfd.New("tmpfs").String("mode", "0755"), unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV})
+		mounts = append(mounts, kernelMount{"/run", mountfd.New("tmpfs").String("mode", "0755"), unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV})
 	}
 	for _, l := range devLinks {
 		if err := os.Symlink(l[1], "/dev/"+l[0]); err != nil && !errors.Is(err, os.ErrExist) {
