@@ -22,8 +22,14 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Add(b, "")
 	for _, args := range [][]string{
-		{"qcow2"}, {"qcow2", "-o", "compat=0.10"}, {"qcow2", "-c", "-o", "extended_l2=on"},
-		{"vmdk"}, {"vmdk", "-o", "subformat=streamOptimized"}, {"vhdx", "-o", "log_size=1M,block_size=1M"}, {"vpc"}, {"vdi"},
+		{"qcow2"},
+		{"qcow2", "-o", "compat=0.10"},
+		{"qcow2", "-c", "-o", "extended_l2=on"},
+		{"vmdk"},
+		{"vmdk", "-o", "subformat=streamOptimized"},
+		{"vhdx", "-o", "log_size=1M,block_size=1M"},
+		{"vpc"},
+		{"vdi"},
 	} {
 		out := filepath.Join(dir, "out")
 		args = append(append([]string{"convert", "-f", "raw", "-O"}, args...), raw, out)

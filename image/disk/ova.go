@@ -5,7 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha1" //nolint:gosec // what manifests were made with; it guards against damage, not against people
+	"crypto/sha1" // what manifests were made with; it guards against damage, not against people
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
