@@ -67,6 +67,9 @@ func (c *Controller) ExportInstance(ctx context.Context, project, name, format s
 	if err != nil {
 		return err
 	}
+	if err := c.exportable(in); err != nil {
+		return err
+	}
 	if !c.exports.read(in.ID) {
 		return api.Errorf(api.CodeConflict, "instance %q is being started", name).WithHint("`cleave stop %s` first", name)
 	}

@@ -14,6 +14,9 @@ import (
 // fakeEngine is an engine whose guests live in memory, to inject faults at
 // every step. The real ones are tested in enginetest and e2e.
 type fakeEngine struct {
+	kind api.Kind
+	caps engine.Capabilities
+
 	mu     sync.Mutex
 	guests map[string]*engine.Guest
 	specs  map[string]*engine.Spec
@@ -28,14 +31,15 @@ type fakeEngine struct {
 }
 
 func newFake() *fakeEngine {
-	return &fakeEngine{guests: map[string]*engine.Guest{}, specs: map[string]*engine.Spec{}, starts: map[string]int{}, at: map[string][]time.Time{}, cleans: map[string][]time.Time{}, exits: make(chan engine.Exit, 100), polite: map[string]bool{}}
+	caps := engine.Capabilities{Available: true, Pause: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}}
+	return &fakeEngine{kind: api.KindContainer, caps: caps, guests: map[string]*engine.Guest{}, specs: map[string]*engine.Spec{}, starts: map[string]int{}, at: map[string][]time.Time{}, cleans: map[string][]time.Time{}, exits: make(chan engine.Exit, 100), polite: map[string]bool{}}
 }
 
 func (f *fakeEngine) Name() string   { return "fake" }
-func (f *fakeEngine) Kind() api.Kind { return api.KindContainer }
+func (f *fakeEngine) Kind() api.Kind { return f.kind }
 
 func (f *fakeEngine) Probe(context.Context) (engine.Capabilities, []api.Finding) {
-	return engine.Capabilities{Available: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}}, nil
+	return f.caps, nil
 }
 
 func (f *fakeEngine) Start(ctx context.Context, s *engine.Spec) (*engine.Guest, error) {

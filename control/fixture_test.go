@@ -104,6 +104,7 @@ func (f *fakeNet) Probe(context.Context) []api.Finding { return nil }
 
 // fakePool keeps the names of volumes.
 type fakePool struct {
+	dir        string
 	mu         sync.Mutex
 	volumes    map[string]api.Bytes
 	failCreate error
@@ -124,7 +125,7 @@ func (f *fakePool) Delete(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.volumes, id)
-	return nil
+	return os.RemoveAll(filepath.Join(f.dir, id))
 }
 
 func (f *fakePool) Resize(_ context.Context, id string, size api.Bytes) error {
@@ -142,8 +143,13 @@ func (f *fakePool) Usage(_ context.Context, id string) (used, size api.Bytes, er
 	defer f.mu.Unlock()
 	return 0, f.volumes[id], nil
 }
-func (f *fakePool) Path(_ context.Context, id string) (string, error) { return "/fake/" + id, nil }
-func (f *fakePool) Release(context.Context, string) error             { return nil }
+
+// Path makes the directory of a volume when it is first asked for.
+func (f *fakePool) Path(_ context.Context, id string) (string, error) {
+	dir := filepath.Join(f.dir, id)
+	return dir, os.MkdirAll(dir, 0o755)
+}
+func (f *fakePool) Release(context.Context, string) error { return nil }
 
 func (f *fakePool) List(context.Context) ([]string, error) {
 	f.mu.Lock()
@@ -168,6 +174,7 @@ type world struct {
 	t    *testing.T
 	dir  string
 	eng  *fakeEngine
+	more []engine.Engine // of other kinds
 	net  *fakeNet
 	pool *fakePool
 	c    *Controller
@@ -175,12 +182,12 @@ type world struct {
 	img  *image.Store
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, more ...engine.Engine) *world {
 	t.Helper()
 	w := &world{
-		t: t, dir: t.TempDir(), eng: newFake(),
+		t: t, dir: t.TempDir(), eng: newFake(), more: more,
 		net:  &fakeNet{attached: map[string]network.Port{}, forwards: map[string][]network.Forward{}, names: map[string]bool{}},
-		pool: &fakePool{volumes: map[string]api.Bytes{}},
+		pool: &fakePool{volumes: map[string]api.Bytes{}, dir: t.TempDir()},
 	}
 	var err error
 	log := slog.New(slog.DiscardHandler)
@@ -220,7 +227,7 @@ func (w *world) start() {
 	c, err := New(w.t.Context(), Options{
 		Data: w.dir, Run: w.dir, UIDBase: 1 << 30, Store: w.st, Images: w.img, Network: w.net,
 		Drivers:     map[string]StorageDriver{"btrfs": {Open: func(context.Context, storage.Config) (storage.Driver, error) { return w.pool, nil }}},
-		ForgetImage: func(string) {}, Engines: []engine.Engine{w.eng}, Log: slog.New(slog.DiscardHandler),
+		ForgetImage: func(string) {}, Engines: append([]engine.Engine{w.eng}, w.more...), Kernels: bootKernels{}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		w.t.Fatal(err)
