@@ -24,12 +24,14 @@ type arch struct {
 // init in 1.3 s of translation either way), and has ports that devices can be
 // plugged into. Their events come only where the kernel doesn't ask ACPI, in
 // whose tables for this machine there is no answer (pcie_ports=native). One
-// serial port is there, not the 32 that Debian's kernel looks for; and no
-// check of the timer's interrupt is needed with the only kind there is.
+// serial port is there, not the 32 that Debian's kernel looks for; no check of
+// the timer's interrupt is needed with the only kind there is; tests of the
+// kernel's cryptography take 0.35 s of the CPU time of a translated boot, and a
+// fifth level of page tables 0.05.
 var archs = []arch{
 	{
 		name: "amd64", program: "qemu-system-x86_64", pkg: "qemu-system-x86",
-		machine: "microvm,pcie=on,acpi=on,mem-merge=off,dump-guest-core=off", cpu: "max", console: "ttyS0",
+		machine: "microvm,pcie=on,acpi=on,mem-merge=off,dump-guest-core=off", cpu: "max,la57=off", console: "ttyS0",
 		args: "8250.nr_uarts=1 no_timer_check tsc=reliable pcie_ports=native cryptomgr.notests",
 	},
 	{
