@@ -96,6 +96,9 @@ func (p *port) read(b []byte, late bool) (n int, err error) {
 			return err != unix.EAGAIN && err != unix.EINTR
 		}
 		switch {
+		case p.tty: // hung up, and for good
+			err = io.EOF
+			return true
 		case p.told || p.hush:
 			return false
 		case late:

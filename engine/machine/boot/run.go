@@ -166,7 +166,7 @@ func Companion() error {
 	return guest.ServeMachine(link.Listen(agent))
 }
 
-// ArgServePort, with the path of a port, has this program call ServePort.
+// ArgServePort has this program call ServePort with the argument after it.
 const ArgServePort = "serve-port"
 
 // ServePort is the agent of a system that has its own kernel and its own way
