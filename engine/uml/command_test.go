@@ -137,12 +137,11 @@ func indexFrom(args []string, want string, from int) int {
 func TestCommandThatFailsKeepsNoDescriptors(t *testing.T) {
 	p := plan(t)
 	p.Machine.Kernel.Initrd = "/nowhere"
-	open := descriptors(t)
 	if _, err := (&monitor{}).Command(t.Context(), p); err == nil {
 		t.Error("made a command without an initramfs")
 	}
 	p = plan(t)
-	open = descriptors(t)
+	open := descriptors(t)
 	if err := os.WriteFile(filepath.Join(p.Dir, ownDir), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

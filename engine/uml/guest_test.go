@@ -362,6 +362,10 @@ func TestMemoryIsTakenAndGivenBack(t *testing.T) {
 	if err := limit(16 * api.MiB); !api.IsCode(err, api.CodeInvalid) {
 		t.Errorf("too little: %v", err)
 	}
+	// The engine that started it is closed, and the other will be.
+	if err := e.Forget(t.Context(), g.spec.ID); err != nil {
+		t.Error(err)
+	}
 }
 
 func FuzzParseFree(f *testing.F) {

@@ -179,7 +179,12 @@ func TestARealKernelAnswersPausesAndGoesOn(t *testing.T) {
 	}
 	var refused *Error
 	for _, step := range []struct{ command, answer, refusal string }{
-		{"go", "", "Not stopped"}, {"stop", "stopped", ""}, {"stop", "", "Already stopped"}, {"version", "Linux ", ""}, {"go", "", ""}, {"version", "Linux ", ""},
+		{"go", "", "Not stopped"},
+		{"stop", "stopped", ""},
+		{"stop", "", "Already stopped"},
+		{"version", "Linux ", ""},
+		{"go", "", ""},
+		{"version", "Linux ", ""},
 		{"no such command", "", "Unknown command"},
 	} {
 		got, err := c.Command(ctx, step.command)
