@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -165,7 +166,8 @@ func TestARealKernelAnswersPausesAndGoesOn(t *testing.T) {
 	ended := make(chan struct{})
 	var end error
 	go func() { end = cmd.Wait(); close(ended) }()
-	t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	// It leads a group of its own, with the processes of its guest.
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); <-ended })
 	ctx := within(t, 2*time.Minute)
 	var answer string
 	for answer == "" { // its socket comes while it boots
