@@ -158,7 +158,8 @@ func (b *bench) monitorMemory(ctx context.Context, m bare, kernel string) ([]fac
 }
 
 // besideRAM is what is resident of a process but for its mapping of the size
-// of the guest's RAM or more, which that lies in.
+// of the guest's RAM or more, which that lies in, and for the guest's code as
+// it was translated, which is as much as the guest has executed of it.
 func besideRAM(pid int, ram int64) (sum int64, err error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
@@ -166,7 +167,12 @@ func besideRAM(pid int, ram int64) (sum int64, err error) {
 	}
 	defer f.Close()
 	var size int64
+	translated := false
 	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if head := strings.Fields(sc.Text()); len(head) > 1 && strings.Contains(head[0], "-") {
+			translated = head[1] == "rwxp" // nothing else is writable and executable
+			continue
+		}
 		key, rest, _ := strings.Cut(sc.Text(), ":")
 		words := strings.Fields(rest)
 		if len(words) != 2 || words[1] != "kB" {
@@ -177,7 +183,7 @@ func besideRAM(pid int, ram int64) (sum int64, err error) {
 		case "Size":
 			size = n << 10
 		case "Rss":
-			if size < ram*9/10 {
+			if size < ram*9/10 && !translated {
 				sum += n << 10
 			}
 		}
