@@ -31,5 +31,9 @@ func TestGuestsHaveTheirKernels(t *testing.T) {
 	if left := h.do("kernel", "list", "-o", "name"); left != "" {
 		t.Errorf("left: %s", left)
 	}
+	foreign := h.do("kernel", "fetch", "debian", "--arch", "arm64")
+	if list := h.do("kernel", "list", "-o", "csv", "--columns", "name,arch,default"); !strings.Contains(list, strings.TrimSpace(foreign)+",arm64,true") {
+		t.Errorf("of another architecture: %s", list)
+	}
 	h.refused(string(api.KindPVM), "launch", "base", "late", "--kind", "pvm")
 }
