@@ -140,3 +140,10 @@ func (e *end) Close() error {
 	}
 	return nil
 }
+
+// size is how much has been written and not read.
+func (w *tube) size() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.buf)
+}

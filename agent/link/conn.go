@@ -58,6 +58,9 @@ func (e *endpoint) add(id uint32) *conn {
 func (c *conn) take(f frame) error {
 	switch f.kind {
 	case data:
+		if len(f.payload) == 0 {
+			return errDamaged // nobody sends that, and no window bounds it
+		}
 		if len(c.in)-c.off+len(f.payload) > window {
 			return errWindow
 		}
@@ -75,7 +78,7 @@ func (c *conn) take(f frame) error {
 			return errDamaged
 		}
 		taken := binary.BigEndian.Uint64(f.payload)
-		if taken > c.sent || taken < c.taken {
+		if taken > c.sent || taken <= c.taken {
 			return errWindow
 		}
 		c.taken = taken
@@ -209,6 +212,7 @@ func (c *conn) close() {
 	if c.err == nil {
 		c.e.send(frame{kind: finish, conn: c.id})
 		delete(c.e.conns, c.id)
+		c.e.gone++
 		c.end(net.ErrClosed)
 	}
 	c.err = net.ErrClosed

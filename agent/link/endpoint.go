@@ -36,6 +36,8 @@ type endpoint struct {
 	due      []*conn // whose other side is to be told what was consumed
 	sent     uint32  // frames with a sequence
 	received uint32
+	gone     int // connections that have been closed here
+	strays   int // bytes that came for these, or frames without any
 	pace     pace
 }
 
@@ -80,6 +82,7 @@ var (
 	errLost    = errors.New("a part of what was sent is lost")
 	errWindow  = errors.New("the other side doesn't keep to the window")
 	errAnew    = errors.New("the other side began anew")
+	errOther   = errors.New("something else answers")
 )
 
 // write writes what there is to write until the channel ends.
@@ -160,11 +163,16 @@ func (e *endpoint) take(f frame) {
 	if e.pace.told = false; e.pace.tell {
 		notify(e.wake) // for the writer to tell so
 	}
-	// One that has been closed here may still be sent to.
-	if c := e.conns[f.conn]; c != nil {
-		if err := c.take(f); err != nil {
-			e.end(err)
+	c := e.conns[f.conn]
+	if c == nil {
+		// One that has been closed here may still be sent to, for a while.
+		if e.strays += max(1, len(f.payload)); e.strays > (e.gone+1)*2*window {
+			e.end(errWindow)
 		}
+		return
+	}
+	if err := c.take(f); err != nil {
+		e.end(err)
 	}
 }
 
@@ -175,7 +183,7 @@ func (e *endpoint) end(err error) {
 	}
 	clear(e.conns)
 	e.due = nil
-	e.session = 0
+	e.session, e.gone, e.strays = 0, 0, 0
 	e.pace.begin()
 }
 

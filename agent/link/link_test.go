@@ -360,7 +360,7 @@ func TestHostGivesUpAGuestThatIgnoresTheWindow(t *testing.T) {
 	line.toHost.Write(enc.append(nil, frame{kind: accept | fromGuest, session: f.session, payload: []byte{1}}))
 	c := <-opened
 	for i := range uint32(20) {
-		line.toHost.Write(enc.append(nil, frame{kind: data | fromGuest, session: f.session, sequence: i, conn: 1, payload: make([]byte, maxPayload)}))
+		line.toHost.leave(enc.append(nil, frame{kind: data | fromGuest, session: f.session, sequence: i, conn: 1, payload: make([]byte, maxPayload)}))
 	}
 	<-c.(*conn).ended
 	n, err := io.Copy(io.Discard, c)

@@ -58,7 +58,7 @@ func (p *pace) credit(payload []byte) bool {
 		return false
 	}
 	n := int(binary.BigEndian.Uint32(payload) - p.credited)
-	if n > len(p.flight) {
+	if n < 1 || n > len(p.flight) {
 		return false
 	}
 	for _, size := range p.flight[:n] {

@@ -31,10 +31,15 @@ type Session struct {
 	closed chan struct{}
 
 	// Guarded by endpoint.mu:
-	open bool
-	over bool // closed is closed
-	next uint32
+	open    bool
+	over    bool // closed is closed
+	next    uint32
+	skipped int // bytes that were no part of the session
 }
+
+// maxSkipped is how much the host reads past before it takes the other side
+// for no agent: an earlier session has left less on its way.
+const maxSkipped = 16 << 20
 
 // NewSession opens a session with the guest at the other end of ch, which it
 // owns from then on: it is closed with the session, or when NewSession fails.
@@ -113,10 +118,13 @@ func (s *Session) take(f frame) {
 		} else {
 			s.ask()
 		}
-	case f.session != s.id || s.over:
+	case s.over:
+	case f.session != s.id:
+		s.skip(headSize + len(f.payload))
 	case f.kind == accept:
 		if s.open {
-			return // the answer to having asked again
+			s.skip(headSize) // the answer to having asked again
+			return
 		}
 		s.open = len(f.payload) == 1 && f.payload[0] >= oldest && f.payload[0] <= newest
 		var err error
@@ -140,14 +148,30 @@ func (s *Session) take(f frame) {
 func (s *Session) damaged(err error) {
 	if s.open {
 		s.end(err)
+	} else {
+		s.skip(maxStuffed)
 	}
 }
 
-// end ends the session; with mu held.
+// skip passes by n bytes, but not for ever: nobody is to keep the host busy
+// with nothing; with mu held.
+func (s *Session) skip(n int) {
+	if s.skipped += n; s.skipped > maxSkipped && !s.over {
+		s.end(errOther)
+		select {
+		case s.answer <- ended(errOther):
+		default:
+		}
+	}
+}
+
+// end ends the session, and then the channel; with mu held.
 func (s *Session) end(err error) {
 	if !s.over {
 		s.over = true
 		s.e.end(err)
+		s.e.hangUp = true
+		notify(s.e.wake)
 		close(s.closed)
 	}
 }

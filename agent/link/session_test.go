@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"net"
 	"sync"
 	"testing"
@@ -93,5 +94,73 @@ func TestCallersAreNotHeldByASilentGuest(t *testing.T) {
 	case <-done:
 	case <-time.After(30 * time.Second):
 		t.Fatal("a silent guest holds its caller up")
+	}
+}
+
+// A hostile guest keeps the host busy with what is no part of a session, or
+// with data for connections that are closed.
+func TestHostReadsPastOnlySoMuch(t *testing.T) {
+	var enc encoder
+	payload := make([]byte, maxPayload)
+	stray := func(session uint64, sequence uint32) []byte {
+		return enc.append(nil, frame{kind: data | fromGuest, session: session, sequence: sequence, conn: 9, payload: payload})
+	}
+	for name, c := range map[string]struct {
+		open  bool
+		flood func(id uint64, sequence uint32) []byte
+	}{
+		"garbage before a session": {false, func(uint64, uint32) []byte { return append(bytes.Repeat([]byte{1}, 2*maxPayload), delimiter) }},
+		"frames of another before": {false, func(uint64, uint32) []byte { return stray(2, 0) }},
+		"frames of another":        {true, func(uint64, uint32) []byte { return stray(2, 0) }},
+		"data for nobody":          {true, stray},
+	} {
+		t.Run(name, func(t *testing.T) {
+			line := newLine(t)
+			failed, opened := make(chan error, 1), make(chan *Session, 1)
+			go func() {
+				s, err := NewSession(within(t), line.host())
+				if err != nil {
+					failed <- err
+				} else {
+					opened <- s
+				}
+			}()
+			r := scanner{bufioReader(line.guest())}
+			var id uint64
+			for id == 0 {
+				f, _, err := r.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				id = f.session
+			}
+			var over <-chan struct{}
+			if c.open {
+				line.toHost.Write(enc.append(nil, frame{kind: accept | fromGuest, session: id, payload: []byte{1}}))
+				over = (<-opened).Closed()
+			}
+			for sequence := uint32(0); ; sequence++ {
+				if sequence > 2*maxSkipped/maxPayload {
+					t.Fatal("the host reads on")
+				}
+				select {
+				case <-over:
+					return
+				case <-failed:
+					return
+				default:
+					line.toHost.leave(c.flood(id, sequence))
+					for line.toHost.size() > 1<<20 {
+						select {
+						case <-over:
+							return
+						case <-failed:
+							return
+						case <-time.After(time.Millisecond):
+						}
+					}
+				}
+			}
+		})
 	}
 }
