@@ -137,9 +137,8 @@ func Fill(ctx context.Context, f *os.File, r io.Reader, h *Hash, limit int64, pr
 		if h != nil {
 			b = h.Buffer()
 		}
-		got, err := io.ReadFull(r, b)
-		ended := err == io.EOF || err == io.ErrUnexpectedEOF
-		if err != nil && !ended {
+		got, err := fill(r, b)
+		if err != nil && err != io.EOF {
 			return size, err
 		}
 		if size+int64(got) > limit {
@@ -159,8 +158,19 @@ func Fill(ctx context.Context, f *os.File, r io.Reader, h *Hash, limit int64, pr
 		if progress != nil {
 			progress(size)
 		}
-		if ended {
+		if err == io.EOF {
 			return size, f.Truncate(size)
 		}
 	}
+}
+
+// fill reads until b is full. Unlike io.ReadFull it doesn't make a stream
+// that is cut off (io.ErrUnexpectedEOF) look like one that ends.
+func fill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = r.Read(b[n:])
+		n += m
+	}
+	return n, err
 }

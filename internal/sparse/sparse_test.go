@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/iotest"
 )
 
 // make writes a file with data at these offsets and the given size.
@@ -106,6 +107,15 @@ func TestFillMakesHolesOfZeros(t *testing.T) {
 	for name, f := range map[string]*os.File{"source": src, "copy": dst} {
 		if d, err := Digest(t.Context(), f, nil); err != nil || d != digest {
 			t.Errorf("digest of the %s is %s, while filling it was %s: %v", name, d, digest, err)
+		}
+	}
+}
+
+func TestFillTellsOfAStreamThatIsCutOff(t *testing.T) {
+	for _, n := range []int{0, 5, ChunkSize, ChunkSize + 5} {
+		cut := io.MultiReader(bytes.NewReader(noise(n)), iotest.ErrReader(io.ErrUnexpectedEOF))
+		if _, err := Fill(t.Context(), file(t, 0, nil), cut, new(Hash), 1<<30, nil); err != io.ErrUnexpectedEOF {
+			t.Errorf("after %d bytes: %v", n, err)
 		}
 	}
 }
