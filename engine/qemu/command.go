@@ -140,6 +140,11 @@ func (c *commandLine) streams(p *machine.Plan, s given) {
 func (c *commandLine) direct(p *machine.Plan, h host, s given) {
 	byFD := func(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.Give(f)) }
 	c.add("-kernel", byFD(s.kernel), "-initrd", byFD(s.initrd), "-append", kernelLine(p, h))
+	if !p.Spec.System {
+		// Nothing in it reboots but a kernel that panicked, which would do no
+		// better the next time: least of all in a loop without enough memory.
+		c.add("-no-reboot")
+	}
 	c.ports(4, "1f")
 	disk := func(name string, f *os.File, readOnly bool) {
 		if f == nil {
@@ -160,8 +165,7 @@ func (c *commandLine) direct(p *machine.Plan, h host, s given) {
 	}
 }
 
-// kernelLine is the kernel's command line. A panic resets at once, and boot
-// tells what was. Translated code has no clock to measure the time stamp
+// kernelLine is the kernel's command line. A panic resets at once. Translated code has no clock to measure the time stamp
 // counter by, and waits for one forever: the kernel is told the frequency.
 //
 // Where the console is the entry point's standard error, only emergencies are

@@ -45,6 +45,9 @@ func (m *monitor) Ended(g *machine.Guest) api.ExitStatus {
 	}
 	for _, r := range reasons {
 		if r.cause == cause {
+			if r.reason == "reboot" && !g.System && !g.Firmware {
+				break // of an application guest: how far it was tells what it means
+			}
 			return api.ExitStatus{Reason: r.reason}
 		}
 	}

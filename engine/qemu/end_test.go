@@ -93,9 +93,21 @@ func TestEndsAreTold(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := m.Ended(&machine.Guest{ID: "x", Dir: dir}); got != want {
+		if got := m.Ended(&machine.Guest{ID: "x", Dir: dir, System: true}); got != want {
 			t.Errorf("reason %q: %+v", note, got)
 		}
+	}
+}
+
+func TestResetOfAnApplicationGuestTellsNothing(t *testing.T) {
+	m := newMonitor()
+	defer m.close()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, endFile), []byte("qemu_system_shutdown_request reason=7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Ended(&machine.Guest{ID: "x", Dir: dir}); got != (api.ExitStatus{}) {
+		t.Errorf("it ended as %+v", got)
 	}
 }
 

@@ -1,10 +1,12 @@
 package qemu
 
 import (
+	"context"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -20,8 +22,7 @@ func TestStandardStreamsAreTheEntryPointsOwn(t *testing.T) {
 	}
 }
 
-// TestPanicIsToldApart has the kernel reset the machine, and boot find what
-// was.
+// TestPanicIsToldApart has the kernel reset the machine, which ends it.
 func TestPanicIsToldApart(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "echo c > /proc/sysrq-trigger; sleep 100")
@@ -90,5 +91,18 @@ func TestKernelThatInsistsOnSignaturesBoots(t *testing.T) {
 	startGuest(t, e, spec)
 	if st := waitExit(t, e, spec.ID); st != (api.ExitStatus{Reason: "exit"}) || guestLog(e, spec.ID) != "Y\n0\n" {
 		t.Errorf("it ended as %+v\n%s", st, guestLog(e, spec.ID))
+	}
+}
+
+// TestKernelThatPanicsBeforeTheEntryPointFailsTheStart at once, with its words.
+func TestKernelThatPanicsBeforeTheEntryPointFailsTheStart(t *testing.T) {
+	e := newEngine(t)
+	spec := imageSpec(t, "exit 0")
+	spec.Machine.Kernel.Args = "rdinit=/no-such-init root=/dev/none"
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	_, err := e.Start(ctx, spec)
+	if err == nil || !strings.Contains(err.Error(), "panic") || ctx.Err() != nil {
+		t.Errorf("starting gives %v", err)
 	}
 }
