@@ -71,8 +71,11 @@ func (m *Machine) onlyFirmware() error {
 		field string
 		given bool
 	}{
-		{"secureBoot", m.SecureBoot}, {"tpm", m.TPM}, {"iso", m.ISO != ""},
-		{"bootOrder", len(m.BootOrder) > 0}, {"cloudInit", m.CloudInit != nil},
+		{"secureBoot", m.SecureBoot},
+		{"tpm", m.TPM},
+		{"iso", m.ISO != ""},
+		{"bootOrder", len(m.BootOrder) > 0},
+		{"cloudInit", m.CloudInit != nil},
 	} {
 		if x.given {
 			return Errorf(CodeUnsupported, "%s is for systems of their own; an image is booted by a kernel of the host", x.field).

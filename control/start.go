@@ -158,6 +158,9 @@ func (t *task) running(g *guest) error {
 	// can rely on having been told.
 	c.emit("instance.started", &was.Meta, "", nil)
 	started := g.Started.UTC()
+	if was.Status.Saved {
+		t.forgetMemory()
+	}
 	err := t.settle(func(in *api.Instance) {
 		in.Status.Digest, in.Status.System = was.Status.Digest, was.Status.System
 		in.Status.Phase, in.Status.Error, in.Status.Exit, in.Status.Stopped = api.PhaseRunning, nil, nil, nil
@@ -181,9 +184,6 @@ func (t *task) running(g *guest) error {
 	})
 	if err != nil {
 		return err
-	}
-	if was.Status.Saved {
-		t.forgetMemory()
 	}
 	c.watchHealth(was, g)
 	return nil
