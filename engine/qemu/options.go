@@ -72,8 +72,8 @@ type node struct {
 // newNode describes a file or block device. What the guest flushed is on the
 // host's disk: a flush is passed on, and nothing else is lost than what any
 // computer loses that is switched off. Blocks that the guest discards are
-// given back. A thread reads and writes: io_uring was no faster under
-// translation, and is the part of the kernel that monitors are best kept from.
+// given back. A thread reads and writes: io_uring is the part of the kernel
+// that monitors are best kept from.
 func newNode(name, path string, f *os.File, readOnly bool) node {
 	driver := "file"
 	if st, err := f.Stat(); err == nil && st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
