@@ -91,15 +91,23 @@ const (
 	tssAddr         = 0xfeffd000
 )
 
-// CreateIRQChip makes the two PICs, the I/O APIC and, for vCPUs made after
-// it, the local APICs, all in the kernel.
-func (v *VM) CreateIRQChip() error {
+// ReservePages gives KVM those places. It comes before the first vCPU.
+func (v *VM) ReservePages() error {
 	addr := uint64(identityMapAddr)
 	if err := ioctlPtr(v.file, kvmSetIdentityMapAddr, unsafe.Pointer(&addr)); err != nil {
 		return fmt.Errorf("place the identity map: %w", err)
 	}
 	if _, err := ioctl(v.file, kvmSetTSSAddr, tssAddr); err != nil {
 		return fmt.Errorf("place the task state segment: %w", err)
+	}
+	return nil
+}
+
+// CreateIRQChip makes the two PICs, the I/O APIC and, for vCPUs made after
+// it, the local APICs, all in the kernel. It reserves the pages too.
+func (v *VM) CreateIRQChip() error {
+	if err := v.ReservePages(); err != nil {
+		return err
 	}
 	if _, err := ioctl(v.file, kvmCreateIRQChip, 0); err != nil {
 		return fmt.Errorf("create the interrupt controllers: %w", err)
