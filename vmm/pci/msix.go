@@ -59,6 +59,7 @@ func NewMSIX(s *Space, n, bar int, table, pending uint32, out Messages) (*MSIX, 
 	binary.LittleEndian.PutUint32(data[6:], pending|uint32(bar))
 	binary.LittleEndian.PutUint16(mask, msixEnable|msixMaskAll)
 	m.cap = s.AddCapability(CapMSIX, data, mask)
+	s.Watch(m.cap+controlInCap, 2, m.controlWritten)
 	return m, nil
 }
 
@@ -101,9 +102,9 @@ func (m *MSIX) WriteTable(offset uint64, data []byte) {
 	m.update(int(offset / msixEntry))
 }
 
-// ControlWritten is to be called when the guest may have written the
-// capability's control.
-func (m *MSIX) ControlWritten() {
+// controlWritten is called when the guest has written the capability's
+// control.
+func (m *MSIX) controlWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := binary.LittleEndian.Uint16(m.space.Bytes(m.cap+controlInCap, 2))

@@ -46,6 +46,13 @@ type Space struct {
 	bars  [6]bar
 	last  int // the capability that was added last
 	free  int // where the next goes
+	watch []watch
+}
+
+// watch is who is told of writes to some registers.
+type watch struct {
+	at, size int
+	written  func()
 }
 
 type bar struct{ size uint64 }
@@ -123,7 +130,17 @@ func (s *Space) Write(at int, data []byte) (moved bool) {
 		s.bytes[p] = s.bytes[p]&^s.mask[p] | v&s.mask[p]
 		moved = moved || p >= regCommand && p < regCommand+2 || p >= regBAR && p < regBAR+24
 	}
+	for _, w := range s.watch {
+		if at < w.at+w.size && at+len(data) > w.at {
+			w.written()
+		}
+	}
 	return moved
+}
+
+// Watch has a function called after writes to any of size registers.
+func (s *Space) Watch(at, size int, written func()) {
+	s.watch = append(s.watch, watch{at, size, written})
 }
 
 // Bytes are n bytes of it, for a device to look at or to change.

@@ -176,7 +176,6 @@ func (t *Transport) MSIX() *pci.MSIX { return t.msix }
 
 // ReadBAR implements pci.Device.
 func (t *Transport) ReadBAR(_ int, offset uint64, data []byte) {
-	t.msix.ControlWritten() // the bus knows nothing of capabilities
 	clear(data)
 	switch {
 	case offset < atISR:
@@ -198,7 +197,6 @@ func (t *Transport) ReadBAR(_ int, offset uint64, data []byte) {
 
 // WriteBAR implements pci.Device.
 func (t *Transport) WriteBAR(_ int, offset uint64, data []byte) {
-	t.msix.ControlWritten()
 	switch {
 	case offset < atISR:
 		t.mu.Lock()
