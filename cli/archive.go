@@ -102,17 +102,23 @@ func (a *app) imageExportCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		defer r.Close()
-		rep := progress.New(a.err, noticeable)
-		defer rep.Close()
-		from := rep.Reader(r, "export", progress.State{Title: "export " + args[0]})
-		if file == "" {
-			_, err = io.Copy(a.out.W, from)
-			return err
-		}
-		return writeFile(file, from)
+		return a.saveExport(args[0], file, r)
 	}
 	return cmd
+}
+
+// saveExport writes what the daemon exports of a thing to a file, or to
+// standard output, and closes it.
+func (a *app) saveExport(name, file string, r io.ReadCloser) error {
+	defer r.Close()
+	rep := progress.New(a.err, noticeable)
+	defer rep.Close()
+	from := rep.Reader(r, "export", progress.State{Title: "export " + name})
+	if file == "" {
+		_, err := io.Copy(a.out.W, from)
+		return err
+	}
+	return writeFile(file, from)
 }
 
 // writeFile writes a file whole or not at all.

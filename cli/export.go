@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"io"
-
-	"github.com/cleave-project/cleave/cli/progress"
 	"github.com/spf13/cobra"
 )
 
@@ -35,15 +32,7 @@ func (a *app) exportCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		defer r.Close()
-		rep := progress.New(a.err, noticeable)
-		defer rep.Close()
-		from := rep.Reader(r, "export", progress.State{Title: "export " + args[0]})
-		if file == "" {
-			_, err = io.Copy(a.out.W, from)
-			return err
-		}
-		return writeFile(file, from)
+		return a.saveExport(args[0], file, r)
 	}
 	return cmd
 }
