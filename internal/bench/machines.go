@@ -158,8 +158,8 @@ func (b *bench) monitorMemory(ctx context.Context, m bare, kernel string) ([]fac
 }
 
 // besideRAM is what is resident of a process but for its mapping of the size
-// of the guest's RAM or more, which that lies in, and for the guest's code as
-// it was translated, which is as much as the guest has executed of it.
+// of the guest's RAM or more, which that lies in. Translated code counts on
+// both sides, also where a monitor has more room for it than the guest has RAM.
 func besideRAM(pid int, ram int64) (sum int64, err error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
@@ -183,7 +183,7 @@ func besideRAM(pid int, ram int64) (sum int64, err error) {
 		case "Size":
 			size = n << 10
 		case "Rss":
-			if size < ram*9/10 && !translated {
+			if size < ram*9/10 || translated {
 				sum += n << 10
 			}
 		}
