@@ -122,7 +122,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			if v.result.Error = (*api.Error)(nil); !errors.As(err, &v.result.Error) {
+			if !errors.As(err, &v.result.Error) {
 				v.result.Error = api.Errorf(api.CodeInternal, "%w", err)
 			}
 		}
