@@ -198,9 +198,6 @@ func (c *call) reply(ctx context.Context, what string) (*wire.Reply, error) {
 func (c *call) next(what string) (*wire.Reply, error) {
 	var reply wire.Reply
 	if err := wire.ReadMessage(c.control, wire.MaxReply, &reply); err != nil {
-		if err == io.EOF {
-			err = errors.New("it ended the connection")
-		}
 		return nil, broken(what, err)
 	}
 	if reply.Error != nil {
@@ -208,6 +205,10 @@ func (c *call) next(what string) (*wire.Reply, error) {
 	}
 	return &reply, nil
 }
+
+// errEnded is in the errors of requests that the guest's end left without
+// their reply.
+var errEnded = errors.New("the connection ended")
 
 // broken is the error for an agent that is gone or doesn't keep to the
 // protocol.
@@ -220,7 +221,7 @@ func broken(what string, err error) error {
 		return api.Errorf(api.CodeCancelled, "%s: the request was closed", what)
 	}
 	if errors.Is(err, yamux.ErrSessionShutdown) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		err = errors.New("the connection ended")
+		err = errEnded
 	}
 	return api.Errorf(api.CodeUnavailable, "%s: %w", what, err).
 		WithHint("see whether the instance is still running")

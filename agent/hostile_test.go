@@ -467,3 +467,11 @@ func countFDs(t *testing.T) int {
 	}
 	return len(list)
 }
+
+func TestPowerOffThatOutrunsItsReplyIsDone(t *testing.T) {
+	gone := replying(func(_ *yamux.Stream, _ []*yamux.Stream, y *yamux.Session) { y.Close() })
+	c := mustDial(t, fakeGuest(t, gone))
+	if err := c.PowerOff(testContext(t), false); err != nil {
+		t.Error(err)
+	}
+}
