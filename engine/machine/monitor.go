@@ -111,6 +111,8 @@ type Command struct {
 	// Write are directories of the host, owned by the guest's ids, that
 	// appear under the same path and can be written.
 	Write []string
+	// Links are names, "/name" each, that lead to what is shown (jail.Spec).
+	Links map[string]string
 	// Devices are nodes to be had in /dev, beside null, zero, full, random
 	// and urandom: kvm.
 	Devices []string

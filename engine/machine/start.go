@@ -180,7 +180,7 @@ func (l *launch) buildWall(cmd *Command) (*jail.Wall, error) {
 	}
 	spec := jail.Spec{
 		UIDBase: l.spec.UIDBase, Program: cmd.program(), Seccomp: filter,
-		Show: cmd.Show, Write: cmd.Write, Devices: cmd.Devices,
+		Show: cmd.Show, Write: cmd.Write, Links: cmd.Links, Devices: cmd.Devices,
 		// User Mode Linux has the guest's RAM in a file there.
 		Tmp: l.spec.Machine.Memory + 64*api.MiB,
 	}

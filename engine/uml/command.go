@@ -23,6 +23,13 @@ const (
 	umid     = "u"
 )
 
+// Names behind the wall for what has a path of the host's.
+const (
+	seenProgram = "/linux"
+	seenAgain   = "/cleave-agent"
+	seenOwn     = "/uml"
+)
+
 // Command implements machine.Monitor.
 func (m *monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Command, err error) {
 	program, err := filepath.EvalSymlinks(p.Machine.Kernel.Image)
@@ -32,9 +39,11 @@ func (m *monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Comman
 	c := &commandLine{Command: &machine.Command{
 		Exe: program,
 		// A reboot executes this again, with the same arguments.
-		Args: []string{m.again, ""},
+		Args: []string{seenAgain, ""},
 		Env:  []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp"},
 		Show: []string{program, m.again},
+		// The guest reads the arguments in its /proc/cmdline.
+		Links: map[string]string{seenProgram: program, seenAgain: m.again},
 		// The guest's processes are traced children.
 		Trace:    true,
 		Overhead: overhead(p.Machine.Memory),
@@ -64,7 +73,7 @@ func (m *monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Comman
 	c.add("quiet", "loglevel="+loglevel(p), "panic=-1", "cleave.disks=ubd")
 	c.add(haste(p)...)
 	c.add(strings.Fields(p.Machine.Kernel.Args)...)
-	c.Args[1] = jail.ArgAgain(program, c.next)
+	c.Args[1] = jail.ArgAgain(seenProgram, c.next)
 	return c.Command, nil
 }
 
@@ -226,7 +235,8 @@ func (c *commandLine) console(p *machine.Plan) error {
 		return err
 	}
 	c.Write, c.Show = append(c.Write, own), append(c.Show, replies)
-	c.add("uml_dir="+own, "umid="+umid)
+	c.Links[seenOwn] = own
+	c.add("uml_dir="+seenOwn, "umid="+umid)
 	return nil
 }
 

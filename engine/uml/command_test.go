@@ -95,7 +95,7 @@ func TestCommandLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := plan(t)
 			test.change(t, p)
-			c, err := (&monitor{again: "/agent"}).Command(t.Context(), p)
+			c, err := (&monitor{again: "/usr/lib/agent"}).Command(t.Context(), p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,15 +108,19 @@ func TestCommandLine(t *testing.T) {
 				at = i
 			}
 			all := strings.Join(c.Args, " ")
-			for _, not := range append(test.hasNot, p.Dir+"/agent", p.Image.Name()) {
+			for _, not := range append(test.hasNot, p.Dir, filepath.Dir(c.Exe), filepath.Dir(p.Image.Name())) {
 				if strings.Contains(all, not) {
 					t.Errorf("%q in %s", not, all)
 				}
 			}
 			// A reboot executes it again.
-			if c.Args[0] != "/agent" || !jail.IsAgain(c.Args[1:]) || !strings.HasSuffix(c.Args[1], ":"+c.Exe) ||
-				!cmp.Equal(c.Show[:2], []string{c.Exe, "/agent"}) || !c.Trace {
+			if c.Args[0] != seenAgain || !jail.IsAgain(c.Args[1:]) || !strings.HasSuffix(c.Args[1], ":"+seenProgram) ||
+				!cmp.Equal(c.Show[:2], []string{c.Exe, "/usr/lib/agent"}) || !c.Trace {
 				t.Errorf("executed as %q, shown %q", c.Args[:2], c.Show)
+			}
+			links := map[string]string{seenProgram: c.Exe, seenAgain: "/usr/lib/agent", seenOwn: c.Write[0]}
+			if diff := cmp.Diff(links, c.Links); diff != "" {
+				t.Error(diff)
 			}
 			if tun := cmp.Equal(c.Devices, []string{"net/tun"}); tun != (len(p.NICs) > 0) {
 				t.Errorf("devices %q", c.Devices)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -191,6 +192,11 @@ func TestSystemRebootsWithinItsMonitor(t *testing.T) {
 	pid := g.pid()
 	if out, _ := g.exec("echo kept >/root/f; sync; hostname"); out != "box" {
 		t.Fatalf("output %q", out)
+	}
+	// It comes back by names that tell nothing of the host.
+	if line, _ := g.exec("cat /proc/cmdline"); strings.Contains(line, g.e.opts.Run) ||
+		strings.Contains(line, filepath.Dir(shared.agent)) || !strings.Contains(line, "uml_dir=/uml ") {
+		t.Errorf("the guest reads %q", line)
 	}
 	first, _ := g.exec("cat /proc/sys/kernel/random/boot_id")
 	_, _ = g.try("reboot -f") // the answer is lost with the kernel

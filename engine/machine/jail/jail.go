@@ -54,6 +54,9 @@ type Spec struct {
 	// Write are directories of the host under the same path that can be
 	// written, as far as the range's ids may.
 	Write []string
+	// Links are names in the root that lead to what is shown: a program whose
+	// arguments its guest can read is given these and no path of the host.
+	Links map[string]string
 	// Devices are names in /dev to be had, beside null, zero, full, random
 	// and urandom.
 	Devices []string

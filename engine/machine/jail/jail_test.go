@@ -141,13 +141,13 @@ func TestMonitorSeesOnlyWhatItIsShown(t *testing.T) {
 	if err := os.Chown(mine, base+ID, base+ID); err != nil {
 		t.Fatal(err)
 	}
-	out := inside(t, Spec{Show: []string{shown}, Write: []string{mine}}, fmt.Sprintf(`
+	out := inside(t, Spec{Show: []string{shown}, Write: []string{mine}, Links: map[string]string{"/short": shown + "/f"}}, fmt.Sprintf(`
 		ls -x /
 		ls -x /dev
 		for f in /etc/shadow /etc/passwd /root /home /var /run /sys/kernel /proc/1/root/../etc/hostname %[1]s/f; do ls $f >/dev/null 2>&1 && echo "SEES $f"; done
 		for f in / /usr /dev /proc/sys/kernel/hostname /proc/self/oom_score_adj %[2]s/f %[2]s/x; do ( echo x > $f ) 2>/dev/null && echo "WRITES $f"; done
 		mkdir /usr/x /x 2>/dev/null && echo WRITES
-		cat %[2]s/f
+		cat /short
 		echo new > %[3]s/x && echo wrote
 		echo x > /tmp/x && cat /tmp/x
 		hostname`, secret, shown, mine))

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -159,6 +160,11 @@ func (r *root) build(s *Spec) error {
 	}
 	for _, path := range s.Write {
 		if err := r.show(path, unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return err
+		}
+	}
+	for name, to := range s.Links {
+		if err := r.symlink(to, strings.TrimPrefix(name, "/")); err != nil {
 			return err
 		}
 	}
