@@ -167,13 +167,17 @@ func (m *MSIX) Save() MSIXState {
 }
 
 // Restore puts it into a state, after its space was restored.
-func (m *MSIX) Restore(s MSIXState) {
+func (m *MSIX) Restore(s MSIXState) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(s.Table) != len(m.table) || len(s.Pending) != len(m.pending) {
+		return fmt.Errorf("a table of %d bytes for %d interrupts", len(s.Table), len(m.pending))
+	}
 	copy(m.table, s.Table)
 	copy(m.pending, s.Pending)
 	m.control = binary.LittleEndian.Uint16(m.space.Bytes(m.cap+controlInCap, 2))
 	for i := range m.pending {
 		m.update(i)
 	}
+	return nil
 }

@@ -2,6 +2,7 @@ package pci
 
 import (
 	"encoding/binary"
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -176,8 +177,9 @@ func TestMessagesWaitUntilTheyMayGo(t *testing.T) {
 	// Another one goes on from where this was.
 	l2, s2 := &line{routes: map[int]uint64{}}, NewSpace(ID{})
 	m2, _ := NewMSIX(s2, 3, 0, 0x2000, 0x3000, l2)
-	s2.Restore(space)
-	m2.Restore(saved)
+	if err := errors.Join(s2.Restore(space), m2.Restore(saved)); err != nil {
+		t.Fatal(err)
+	}
 	if len(l2.sent) != 0 {
 		t.Error("a masked message was sent")
 	}

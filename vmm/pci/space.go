@@ -1,6 +1,9 @@
 package pci
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // Registers of the configuration header (PCI Local Bus, 6.1).
 const (
@@ -146,12 +149,23 @@ func (s *Space) Watch(at, size int, written func()) {
 // Bytes are n bytes of it, for a device to look at or to change.
 func (s *Space) Bytes(at, n int) []byte { return s.bytes[at : at+n] }
 
-// State is what is saved of a space: what the guest may have written.
-// Version 1.
+// State is what is saved of a space. Version 1.
 type State struct{ Bytes []byte }
 
 // Save returns the space's state.
 func (s *Space) Save() State { return State{append([]byte(nil), s.bytes[:]...)} }
 
-// Restore writes it as the guest would have: what it may not write stays.
-func (s *Space) Restore(st State) { s.Write(0, st.Bytes[:min(len(st.Bytes), SpaceSize)]) }
+// Restore puts a space that is made the same way into a state. What the guest
+// may not write must be the same there: else it is another function's.
+func (s *Space) Restore(st State) error {
+	if len(st.Bytes) != SpaceSize {
+		return fmt.Errorf("a configuration space of %d bytes", len(st.Bytes))
+	}
+	for i, v := range st.Bytes {
+		if (v^s.bytes[i])&^s.mask[i] != 0 {
+			return fmt.Errorf("the configuration space is another device's: byte %#x is %#x, not %#x", i, v, s.bytes[i])
+		}
+	}
+	s.Write(0, st.Bytes)
+	return nil
+}

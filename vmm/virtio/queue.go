@@ -200,6 +200,10 @@ func (c *Chain) add(m *memory.Memory, addr uint64, size uint32, write bool) erro
 	return nil
 }
 
+// PutBack makes the request that Next returned last the next again: nothing
+// was done with it.
+func (q *Queue) PutBack() { q.next-- }
+
 // Done gives a request back, of which the device has written n bytes.
 func (q *Queue) Done(c *Chain, n uint32) {
 	e := q.used[4+8*int(q.done&(q.conf.Size-1)):]

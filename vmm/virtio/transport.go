@@ -10,35 +10,6 @@ import (
 	"github.com/cleave-project/cleave/vmm/pci"
 )
 
-// Device is what is behind a transport. Activate and Reset come one after the
-// other; between them the device works on its queues, in goroutines of its
-// own, which Reset ends before it returns.
-type Device interface {
-	Type() uint16 // 5
-	Features() uint64
-	// Queues are their sizes.
-	Queues() []uint16
-	// ReadConfig and WriteConfig are accesses to the device's own registers.
-	ReadConfig(offset uint64, data []byte)
-	WriteConfig(offset uint64, data []byte)
-	Activate(Activation) error
-	Reset()
-}
-
-// Activation is what a device works with once the driver is ready.
-type Activation struct {
-	Memory   *memory.Memory
-	Features uint64   // that both sides have
-	Queues   []*Queue // nil for those that the driver doesn't use
-	// Kicks count the driver's notifications, one eventfd for each queue.
-	Kicks []*os.File
-	// Interrupt tells the driver that a queue has something for it.
-	Interrupt func(queue int)
-	// Fail says that the guest broke the rules: the device is stopped until
-	// the driver resets it.
-	Fail func(error)
-}
-
 // Features of every device (6).
 const (
 	FeatureIndirect   = 1 << 28
@@ -108,16 +79,27 @@ type Transport struct {
 	deviceSelect uint32
 	driverSelect uint32
 	queueSelect  uint16
-	configVector uint16
-	generation   byte
-	isr          byte
 	queues       []queueRegisters
-	active       bool // the driver is ready, and the device at work
+	life         life
+	live         []*Queue // those of the device, unless it is idle
+	restored     bool     // put into a saved state, and not at work since
 
-	// failed is set by the device at work, which a reset waits for: so it is
-	// beside the lock that the reset holds.
-	failed atomic.Bool
+	// What the device at work changes is beside the lock: a reset holds that
+	// while it waits for the device to pause.
+	failed       atomic.Bool
+	configVector atomic.Uint32
+	generation   atomic.Uint32 // of which the driver sees 8 bits
+	isr          atomic.Uint32
 }
+
+// life is how far a device is in its own.
+type life int
+
+const (
+	idle    life = iota // nothing of a driver
+	running             // between Activate and Pause
+	paused              // after Pause, or put into a saved state
+)
 
 // queueRegisters are what a driver says of a queue before it is used.
 type queueRegisters struct {
@@ -131,7 +113,7 @@ type queueRegisters struct {
 // writes to Notify(n) in them.
 func NewTransport(d Device, m *memory.Memory, at uint64, class uint32, kicks []*os.File, out pci.Messages) (*Transport, error) {
 	sizes := d.Queues()
-	t := &Transport{device: d, memory: m, kicks: kicks, configVector: noVector, queues: make([]queueRegisters, len(sizes))}
+	t := &Transport{device: d, memory: m, kicks: kicks, queues: make([]queueRegisters, len(sizes))}
 	t.space = pci.NewSpace(pci.ID{
 		Vendor: vendorID, Device: firstDevice + d.Type(), Class: class, Revision: 1,
 		SubVendor: vendorID, SubDevice: firstDevice + d.Type(),
@@ -183,9 +165,7 @@ func (t *Transport) ReadBAR(_ int, offset uint64, data []byte) {
 		defer t.mu.Unlock()
 		t.readCommon(offset, data)
 	case offset < atDevice:
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		data[0], t.isr = t.isr, 0
+		data[0] = byte(t.isr.Swap(0))
 	case offset < atNotify:
 		t.device.ReadConfig(offset-atDevice, data)
 	case offset >= atMSIX && offset < atPending:
@@ -251,7 +231,7 @@ func (t *Transport) readCommon(offset uint64, data []byte) {
 	case regDriverFeature:
 		v = uint64(word(t.features, t.driverSelect))
 	case regConfigVector:
-		v = uint64(t.configVector)
+		v = uint64(t.configVector.Load())
 	case regNumQueues:
 		v = uint64(len(t.queues))
 	case regStatus:
@@ -260,7 +240,7 @@ func (t *Transport) readCommon(offset uint64, data []byte) {
 			v |= statusNeedsReset
 		}
 	case regGeneration:
-		v = uint64(t.generation)
+		v = uint64(byte(t.generation.Load()))
 	case regQueueSelect:
 		v = uint64(t.queueSelect)
 	case regQueueNotify:
@@ -320,7 +300,7 @@ func (t *Transport) writeCommon(offset uint64, data []byte) {
 			t.features = t.features&^(0xffffffff<<shift) | v&0xffffffff<<shift
 		}
 	case regConfigVector:
-		t.configVector = t.vector(v)
+		t.configVector.Store(uint32(t.vector(v)))
 	case regStatus:
 		t.setStatus(byte(v))
 	case regQueueSelect:
@@ -365,10 +345,7 @@ func (t *Transport) writeQueue(q *queueRegisters, offset, v uint64, size int) {
 // setStatus is the driver's part of initialization (3.1.1).
 func (t *Transport) setStatus(v byte) {
 	if v == 0 {
-		if t.active {
-			t.device.Reset()
-		}
-		t.clear()
+		t.reset()
 		return
 	}
 	added := v &^ t.status
@@ -379,85 +356,4 @@ func (t *Transport) setStatus(v byte) {
 	if added&statusDriverOK != 0 {
 		t.activate()
 	}
-}
-
-// clear is what a reset leaves.
-func (t *Transport) clear() {
-	t.status, t.features, t.isr = 0, 0, 0
-	t.deviceSelect, t.driverSelect, t.queueSelect, t.configVector = 0, 0, 0, noVector
-	t.active = false
-	t.failed.Store(false)
-	for i, size := range t.device.Queues() {
-		t.queues[i] = queueRegisters{Size: size, Vector: noVector}
-	}
-}
-
-// activate hands the queues to the device.
-func (t *Transport) activate() {
-	if t.status&statusFeaturesOK == 0 {
-		t.fail()
-		return
-	}
-	queues := make([]*Queue, len(t.queues))
-	for i, q := range t.queues {
-		if !q.Enabled {
-			continue
-		}
-		var err error
-		queues[i], err = NewQueue(t.memory, Config{
-			Size: q.Size, Desc: q.Desc, Avail: q.Driver, Used: q.Device, EventIndex: t.features&FeatureEventIndex != 0,
-		})
-		if err != nil {
-			t.fail()
-			return
-		}
-	}
-	if err := t.device.Activate(t.activation(queues)); err != nil {
-		t.fail()
-		return
-	}
-	t.active = true
-}
-
-func (t *Transport) activation(queues []*Queue) Activation {
-	config, vectors := t.configVector, make([]uint16, len(queues))
-	for i := range t.queues {
-		vectors[i] = t.queues[i].Vector
-	}
-	return Activation{
-		Memory: t.memory, Features: t.features, Queues: queues, Kicks: t.kicks,
-		Interrupt: func(n int) {
-			if vectors[n] != noVector {
-				t.msix.Raise(int(vectors[n]))
-			}
-		},
-		Fail: func(error) {
-			t.failed.Store(true)
-			if config != noVector {
-				t.msix.Raise(int(config))
-			}
-		},
-	}
-}
-
-// fail stops the device until the driver resets it (2.1.2).
-func (t *Transport) fail() {
-	t.failed.Store(true)
-	t.changed()
-}
-
-// changed tells the driver that the configuration, or the status, is another.
-func (t *Transport) changed() {
-	t.generation++
-	t.isr |= 2
-	if t.status&statusDriverOK != 0 && t.configVector != noVector {
-		t.msix.Raise(int(t.configVector))
-	}
-}
-
-// ConfigChanged is for a device whose own registers have changed.
-func (t *Transport) ConfigChanged() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.changed()
 }

@@ -4,6 +4,7 @@ package rng
 
 import (
 	"crypto/rand"
+	"errors"
 
 	"github.com/cleave-project/cleave/vmm/virtio"
 )
@@ -53,5 +54,14 @@ func fill(c *virtio.Chain) (uint32, error) {
 	return uint32(n), nil
 }
 
-// Reset implements virtio.Device.
-func (d *Device) Reset() { d.stop() }
+// Pause implements virtio.Device.
+func (d *Device) Pause() { d.stop() }
+
+// Reset implements virtio.Device: there is nothing to forget.
+func (*Device) Reset() {}
+
+// Save implements virtio.Device: it has no state.
+func (*Device) Save() ([]byte, error) { return nil, nil }
+
+// Restore implements virtio.Device.
+func (*Device) Restore([]byte) error { return errors.New("an entropy device has no state") }
