@@ -16,15 +16,6 @@ import (
 	"golang.org/x/term"
 )
 
-// forwarded are the signals that are passed on to a guest's command.
-var forwarded = map[os.Signal]string{
-	syscall.SIGINT: "SIGINT", syscall.SIGTERM: "SIGTERM", syscall.SIGHUP: "SIGHUP",
-	syscall.SIGQUIT: "SIGQUIT", syscall.SIGUSR1: "SIGUSR1", syscall.SIGUSR2: "SIGUSR2",
-}
-
-// patience is how many times a user asks a command to end before we leave it.
-const patience = 3
-
 // attachment says how the user's terminal and a session are joined.
 type attachment struct {
 	tty   bool // the command has a terminal
@@ -34,23 +25,34 @@ type attachment struct {
 }
 
 // attach joins the user's streams to a session until the command ends. A
-// command that ended with another status than 0 is a statusError.
-func (a *app) attach(ctx context.Context, o attachment) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// command that ended with another status than 0 is a statusError; a signal
+// that had us leave before, a leftError.
+func (a *app) attach(ctx context.Context, o attachment) (err error) {
+	ctx, leave := context.WithCancelCause(ctx)
+	defer func() {
+		var left leftError
+		if err != nil && errors.As(context.Cause(ctx), &left) {
+			err = left
+		}
+		leave(nil)
+	}()
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	defer signal.Stop(signals)
+	tty, isTerminal := a.terminal()
+	raw := o.tty && o.stdin && isTerminal
+	opened := make(chan *client.Session, 1)
+	f := &signalled{app: a, signals: signals, opened: opened, tty: o.tty, raw: raw, leave: leave}
+	go f.follow(ctx) // until leave
 	s, err := o.open(ctx)
 	if err != nil {
 		return err
 	}
+	opened <- s
 	streams := client.Streams{Stdout: a.out.W, Stderr: a.err.W}
 	if o.stdin {
 		streams.Stdin = a.in
 	}
-	tty, isTerminal := a.terminal()
-	raw := o.tty && o.stdin && isTerminal
 	if raw {
 		old, err := term.MakeRaw(int(tty.Fd()))
 		if err != nil {
@@ -60,14 +62,6 @@ func (a *app) attach(ctx context.Context, o attachment) error {
 		defer term.Restore(int(tty.Fd()), old)
 		streams.Stdin = o.keys.reader(a.in)
 	}
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		if o.tty {
-			a.resize(ctx, s)
-		}
-		a.passSignals(ctx, s, signals, done, o.tty, raw, cancel)
-	}()
 	exit, err := s.Run(ctx, streams)
 	if errors.Is(err, client.ErrDetached) {
 		fmt.Fprint(a.err.W, "\r\n") // the guest's line stays as it is
@@ -79,35 +73,6 @@ func (a *app) attach(ctx context.Context, o attachment) error {
 		return statusError(exit.Code & 0xff)
 	}
 	return nil
-}
-
-// passSignals hands signals on until the session is done. A terminal in raw
-// mode makes none by itself: those that come are meant for us.
-func (a *app) passSignals(ctx context.Context, s *client.Session, signals <-chan os.Signal, done <-chan struct{}, tty, raw bool, leave func()) {
-	asked := 0
-	for {
-		select {
-		case <-done:
-			return
-		case sig := <-signals:
-			switch {
-			case sig == syscall.SIGWINCH:
-				if tty {
-					a.resize(ctx, s)
-				}
-				continue
-			case raw:
-				leave()
-				return
-			case sig == syscall.SIGINT || sig == syscall.SIGTERM:
-				if asked++; asked >= patience {
-					leave()
-					return
-				}
-			}
-			_ = s.Signal(ctx, forwarded[sig])
-		}
-	}
 }
 
 // resize tells the size of the user's terminal, if there is one.

@@ -59,7 +59,11 @@ func (a *app) watch(ctx context.Context, in *api.Instance, o attachment) error {
 	a.note("attached to %s; %s leaves", in.Name, o.keys.describe())
 	err := a.attach(ctx, o)
 	var status statusError
+	var left leftError
 	switch {
+	case errors.As(err, &left):
+		a.note("left %s", in.Name)
+		return left.status()
 	case errors.Is(err, client.ErrDetached):
 		a.note("left %s", in.Name)
 		return nil

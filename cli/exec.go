@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 
@@ -33,7 +34,7 @@ func (a *app) execCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec NAME -- COMMAND...",
 		Short: "Run a command in a running instance",
-		Long:  `The exit status is the command's own. Bytes pass untouched in all directions; signals that cleave gets are passed on to the command. Without -i the command's standard input is /dev/null.`,
+		Long:  `The exit status is the command's own. Bytes pass untouched in all directions; signals that cleave gets are passed on to the command. Cleave leaves a command that has not ended 10 seconds after SIGTERM or SIGHUP, at the second of these, or at the third interrupt; its exit status is then 128 plus the signal's number. Without -i the command's standard input is /dev/null.`,
 		Example: `  cleave exec web -- cat /etc/hosts
   echo hi | cleave exec -i web -- cat
   cleave exec -it web -- sh`,
@@ -85,6 +86,9 @@ func (a *app) exec(ctx context.Context, name string, e execution) error {
 		tty: e.tty, stdin: e.interactive,
 		open: func(ctx context.Context) (*client.Session, error) { return c.Exec(ctx, name, e.req) },
 	})
+	if left := (leftError{}); errors.As(err, &left) {
+		return a.left(name, left)
+	}
 	if status, ok := api.CommandStatus(err); ok {
 		a.complain("", err)
 		return statusError(status)

@@ -46,6 +46,8 @@ type fake struct {
 	tickets   map[string]api.ExecRequest
 	// operation, if set, decides how operations begin.
 	operation func(*api.Operation)
+	// hold, if set, is called where an exec hangs.
+	hold func()
 	// seen, if set, is told what a command has written so far, at each write.
 	seen func(string)
 }
@@ -266,6 +268,11 @@ func (f *fake) act(w http.ResponseWriter, r *http.Request) {
 		var req api.ExecRequest
 		if action == "exec" {
 			json.NewDecoder(r.Body).Decode(&req)
+			if f.hold != nil {
+				f.hold()
+				<-r.Context().Done()
+				return
+			}
 		} else {
 			var c api.ConsoleRequest
 			json.NewDecoder(r.Body).Decode(&c)
@@ -311,7 +318,7 @@ func (f *fake) stream(w http.ResponseWriter, r *http.Request) {
 	send := func(channel byte, p []byte) error {
 		return conn.Write(ctx, websocket.MessageBinary, append([]byte{channel}, p...))
 	}
-	cmd := exec.Command(req.Command[0], req.Command[1:]...)
+	cmd := exec.CommandContext(f.t.Context(), req.Command[0], req.Command[1:]...)
 	cmd.Env = append(os.Environ(), req.Env...)
 	stdin, _ := cmd.StdinPipe()
 	cmd.Stdout = writerFunc(func(p []byte) (int, error) { return len(p), send(1, p) })

@@ -23,7 +23,7 @@ func (a *app) runCmd() *cobra.Command {
 		Short: "Create an instance, start it, and be its terminal until it ends",
 		Long: `The exit status is the command's own, 128 plus the signal's number when a signal ended it.
 
-Without -t, signals that cleave gets are passed on to the guest; the third interrupt leaves it running. With -t, the terminal is the guest's, and the detach keys leave it running.`,
+Without -t, signals that cleave gets are passed on to the guest; the third interrupt, the second SIGTERM or 10 seconds after the first leave it running. With -t, the terminal is the guest's, and the detach keys leave it running.`,
 		Example: `  cleave run --rm base -- sh -c 'exit 7'
   cleave run --rm -it debian:bookworm -- bash
   tar c . | cleave run --rm -i base -- tar tv`,
@@ -71,13 +71,13 @@ func (a *app) runAttached(ctx context.Context, in *api.Instance, keys detachKeys
 			return a.daemon.Console(ctx, in.Name, api.ConsoleRequest{Stdin: in.Spec.Stdin, Start: true})
 		},
 	})
+	var left leftError
 	switch {
+	case errors.As(err, &left):
+		return a.left(in.Name, left)
 	case errors.Is(err, client.ErrDetached):
 		a.note("detached; 'cleave console %s' attaches again", in.Name)
 		return nil
-	case errors.Is(err, context.Canceled):
-		a.note("left %s running", in.Name)
-		return statusError(exitFailed)
 	}
 	if in.Spec.Ephemeral {
 		a.discard(ctx, in.Name)
