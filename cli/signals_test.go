@@ -35,7 +35,8 @@ func TestClientCanBeEndedWhateverTheGuestDoes(t *testing.T) {
 		"stuck":          {deaf, zeros{}, 50 * time.Millisecond, map[string]syscall.Signal{"ready\n": syscall.SIGTERM}, 0, 143},
 		"twice": {
 			"trap 'echo caught' TERM; echo ready; while :; do sleep 0.05; done", nil, time.Hour,
-			map[string]syscall.Signal{"ready\n": syscall.SIGTERM, "ready\ncaught\n": syscall.SIGTERM}, 0, 143,
+			map[string]syscall.Signal{"ready\n": syscall.SIGTERM, "ready\ncaught\n": syscall.SIGTERM},
+			0, 143,
 		},
 		"not yet open": {deaf, nil, time.Hour, nil, syscall.SIGINT, 130},
 	} {
