@@ -14,7 +14,7 @@ const module = "github.com/cleave-project/cleave/"
 // order lists the packages from the top down, as in docs/architecture.md §4.
 // A package imports only what stands below it, and its own sub-packages.
 var order = []string{
-	"e2e", "cmd", "internal/bench", "internal/gendocs",
+	"e2e", "cmd", "internal/bench", "internal/gendocs", "lab",
 	"cli", "verify", "client",
 	"daemon", "server", "control",
 	"engine", "vmm", "keeper", "agent",
