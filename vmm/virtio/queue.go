@@ -121,39 +121,45 @@ type Chain struct {
 
 // Next returns the next request, nil if there is none.
 func (q *Queue) Next() (*Chain, error) {
-	available := load16(q.avail[2:])
-	pending := available - q.next
-	if pending == 0 {
-		return nil, nil
-	}
-	if pending > q.conf.Size {
-		return nil, broken("%d requests in a queue of %d", pending, q.conf.Size)
-	}
-	head := binary.LittleEndian.Uint16(q.avail[4+2*int(q.next&(q.conf.Size-1)):])
-	c, err := q.chain(head)
-	if err != nil {
+	c := new(Chain)
+	if ok, err := q.Take(c); !ok || err != nil {
 		return nil, err
-	}
-	q.next++
-	if q.conf.EventIndex {
-		store16(q.used[4+8*int(q.conf.Size):], q.next) // avail_event: tell us of the next
 	}
 	return c, nil
 }
 
-// chain follows the descriptors from head on. The bound on their number ends
-// those that lead in a circle.
-func (q *Queue) chain(head uint16) (*Chain, error) {
-	c := &Chain{head: head}
+// Take is Next into a chain that was used before, or a new one: it allocates
+// nothing once c has held as many pieces. ok says that there was a request.
+func (q *Queue) Take(c *Chain) (ok bool, err error) {
+	available := load16(q.avail[2:])
+	pending := available - q.next
+	if pending == 0 {
+		return false, nil
+	}
+	if pending > q.conf.Size {
+		return false, broken("%d requests in a queue of %d", pending, q.conf.Size)
+	}
+	head := binary.LittleEndian.Uint16(q.avail[4+2*int(q.next&(q.conf.Size-1)):])
+	if err := q.follow(c, head); err != nil {
+		return false, err
+	}
+	q.next++
+	return true, nil
+}
+
+// follow collects the descriptors from head on. The bound on their number
+// ends those that lead in a circle.
+func (q *Queue) follow(c *Chain, head uint16) error {
+	c.head, c.Readable, c.Writable = head, c.Readable[:0], c.Writable[:0]
 	table, indirect := q.desc, false
 	limit := min(int(q.conf.Size), maxChain)
 	for i, n := head, 0; ; n++ {
 		if n == limit {
-			return nil, broken("a chain of more than %d descriptors", limit)
+			return broken("a chain of more than %d descriptors", limit)
 		}
 		off := int(i) * descSize
 		if off+descSize > len(table) {
-			return nil, broken("descriptor %d of %d", i, len(table)/descSize)
+			return broken("descriptor %d of %d", i, len(table)/descSize)
 		}
 		// A copy: the guest may change its own while we look at it.
 		d := [descSize]byte(table[off:])
@@ -161,14 +167,14 @@ func (q *Queue) chain(head uint16) (*Chain, error) {
 		flags, next := binary.LittleEndian.Uint16(d[12:]), binary.LittleEndian.Uint16(d[14:])
 		if flags&descIndirect != 0 {
 			if indirect || flags&descNext != 0 || n > 0 {
-				return nil, broken("an indirect table within a chain")
+				return broken("an indirect table within a chain")
 			}
 			if size == 0 || size%descSize != 0 || size > maxChain*descSize {
-				return nil, broken("an indirect table of %d bytes", size)
+				return broken("an indirect table of %d bytes", size)
 			}
 			t, err := q.mem.Slice(addr, uint64(size))
 			if err != nil {
-				return nil, broken("indirect table: %v", err)
+				return broken("indirect table: %v", err)
 			}
 			table, indirect, i = t, true, 0
 			limit = len(t) / descSize
@@ -176,10 +182,10 @@ func (q *Queue) chain(head uint16) (*Chain, error) {
 			continue
 		}
 		if err := c.add(q.mem, addr, size, flags&descWrite != 0); err != nil {
-			return nil, err
+			return err
 		}
 		if flags&descNext == 0 {
-			return c, nil
+			return nil
 		}
 		i = next
 	}
@@ -232,7 +238,8 @@ func (q *Queue) Notify(on bool) {
 	case q.conf.EventIndex && on:
 		store16(q.used[4+8*int(q.conf.Size):], q.next)
 	case q.conf.EventIndex:
-		// Left where it is: the guest tells once more at most.
+		// Left where it is: the guest tells once more at most, and not of each
+		// request that it adds while others are taken.
 	case on:
 		store16(q.used, 0)
 	default:

@@ -6,37 +6,38 @@ import (
 	"time"
 )
 
-// Work handles the requests of a queue in a goroutine of its own, as they
-// come. handle returns how many bytes it wrote; an error of it, as one of the
-// queue, is the guest's fault and stops the device. stop returns when nothing
-// is being handled any more.
-func (a Activation) Work(n int, handle func(*Chain) (uint32, error)) (stop func()) {
-	q, kick := a.Queues[n], a.Kicks[n]
-	done := make(chan struct{})
+// Watch calls drain in a goroutine of its own whenever queue n may have
+// requests. drain takes them until there are none, or until stopping is
+// closed; an error of it is the guest's fault and stops the device. stop
+// closes stopping and returns when drain has.
+func (a Activation) Watch(n int, drain func(stopping <-chan struct{}) error) (stop func()) {
+	stopping, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := a.work(n, q, kick, handle); err != nil {
+		if err := a.watch(n, stopping, drain); err != nil {
 			a.Fail(err)
 		}
 	}()
+	kick := a.Kicks[n]
 	return func() {
+		close(stopping)
 		_ = kick.SetReadDeadline(time.Unix(1, 0))
 		<-done
 		_ = kick.SetReadDeadline(time.Time{})
 	}
 }
 
-func (a Activation) work(n int, q *Queue, kick *os.File, handle func(*Chain) (uint32, error)) error {
-	count := make([]byte, 8)
+func (a Activation) watch(n int, stopping <-chan struct{}, drain func(<-chan struct{}) error) error {
+	q, kick, count := a.Queues[n], a.Kicks[n], make([]byte, 8)
 	for {
 		// Requests may be there already: those before a restore, and those
 		// that came while notifications were off.
 		q.Notify(false)
-		if err := a.drain(n, q, handle); err != nil {
+		if err := drain(stopping); err != nil {
 			return err
 		}
 		q.Notify(true)
-		if q.Pending() {
+		if q.Pending() && !Closed(stopping) {
 			continue
 		}
 		_, err := kick.Read(count)
@@ -49,19 +50,38 @@ func (a Activation) work(n int, q *Queue, kick *os.File, handle func(*Chain) (ui
 	}
 }
 
-func (a Activation) drain(n int, q *Queue, handle func(*Chain) (uint32, error)) error {
-	for {
-		c, err := q.Next()
-		if err != nil || c == nil {
-			return err
-		}
-		written, err := handle(c)
-		if err != nil {
-			return err
-		}
-		q.Done(c, written)
-		if q.Interrupt() {
-			a.Interrupt(n)
-		}
+// Closed tells whether a channel that nobody sends to is closed.
+func Closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
+}
+
+// Work handles the requests of a queue one after the other, as they come.
+// handle returns how many bytes it wrote; an error of it, as one of the
+// queue, is the guest's fault and stops the device. What it gets is valid
+// until it returns. stop returns when nothing is being handled any more.
+func (a Activation) Work(n int, handle func(*Chain) (uint32, error)) (stop func()) {
+	var c Chain
+	q := a.Queues[n]
+	return a.Watch(n, func(stopping <-chan struct{}) error {
+		for !Closed(stopping) {
+			ok, err := q.Take(&c)
+			if err != nil || !ok {
+				return err
+			}
+			written, err := handle(&c)
+			if err != nil {
+				return err
+			}
+			q.Done(&c, written)
+			if q.Interrupt() {
+				a.Interrupt(n)
+			}
+		}
+		return nil
+	})
 }
