@@ -158,6 +158,12 @@ func writeInitramfs(c *cpio, agent []byte, modules []module) error {
 	}
 	c.add("dev/console", cpioChar, 5, 1, nil) // for PID 1's first words
 	c.add("init", cpioProg, 0, 0, agent)
+	c.modules(modules)
+	return c.finish()
+}
+
+// modules adds modules, and the order of loading them.
+func (c *cpio) modules(modules []module) {
 	var order bytes.Buffer
 	for _, m := range modules {
 		fmt.Fprintln(&order, m.name)
@@ -168,7 +174,6 @@ func writeInitramfs(c *cpio, agent []byte, modules []module) error {
 		}
 	}
 	c.add("modules/order", cpioFile, 0, 0, order.Bytes())
-	return c.finish()
 }
 
 // module is one of an initramfs, plain.
