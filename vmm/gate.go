@@ -7,8 +7,9 @@ type gate struct {
 	mu      sync.Mutex
 	change  *sync.Cond
 	closed  bool
-	members int // vCPUs that live
-	waiting int // of them, before the gate
+	broken  bool // open for ever
+	members int  // vCPUs that live
+	waiting int  // of them, before the gate
 }
 
 func (g *gate) init() { g.change = sync.NewCond(&g.mu) }
@@ -26,16 +27,22 @@ func (g *gate) leave() {
 	g.change.Broadcast()
 }
 
-// pass waits while the gate is shut.
-func (g *gate) pass() {
+// pass waits while the gate is shut. A vCPU whose last exit isn't complete is
+// told to complete it first: else its state would be of the middle of an
+// instruction.
+func (g *gate) pass(unfinished bool) (finish bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.closed {
+	if g.closed && !g.broken && unfinished {
+		return true
+	}
+	for g.closed && !g.broken {
 		g.waiting++
 		g.change.Broadcast()
 		g.change.Wait()
 		g.waiting--
 	}
+	return false
 }
 
 // shut lets nobody pass any more; wait returns when all are before the gate.
@@ -48,7 +55,7 @@ func (g *gate) shut() {
 func (g *gate) wait() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.closed && g.waiting < g.members {
+	for g.closed && !g.broken && g.waiting < g.members {
 		g.change.Wait()
 	}
 }
@@ -57,5 +64,13 @@ func (g *gate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = false
+	g.change.Broadcast()
+}
+
+// breakDown opens the gate for good: the machine ends.
+func (g *gate) breakDown() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.broken = true
 	g.change.Broadcast()
 }

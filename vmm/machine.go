@@ -13,6 +13,7 @@ import (
 	"github.com/cleave-project/cleave/vmm/bus"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/memory"
+	"github.com/cleave-project/cleave/vmm/pci"
 	"github.com/cleave-project/cleave/vmm/serial"
 )
 
@@ -45,6 +46,12 @@ type Config struct {
 	Linux  boot.Linux
 	// Console is where the serial port sends to.
 	Console io.Writer
+	// Devices are its devices at the start. They stay the caller's: once the
+	// machine is closed they are idle, and may go into another.
+	Devices []Device
+	// Ejected is called when a device has left the running machine, which it
+	// may without being asked to. It must not block.
+	Ejected func(Device)
 }
 
 // Reason is why a machine ended.
@@ -65,21 +72,34 @@ type End struct {
 	Code   int // with TestExit
 }
 
-// Machine is one guest. Run may be called once.
+// Machine is one guest. Run may be called once; the other methods may be
+// called at any time until Close.
 type Machine struct {
-	memory *memory.Memory
-	vm     *kvm.VM
-	ports  bus.Bus
-	mmio   bus.Bus
-	cpus   []*vcpu
-	serial *serial.UART
-	power  *powerPorts
+	memory     *memory.Memory
+	vm         *kvm.VM
+	interrupts interrupts
+	ports      bus.Bus
+	mmio       bus.Bus
+	pci        *pci.Bus
+	cpus       []*vcpu
+	serial     *serial.UART
+	power      *powerPorts
+	slots      *slotPorts
+	ejected    func(Device)
+
+	mu        sync.Mutex
+	functions []*function
+	started   bool
 
 	once sync.Once
 	end  End
 	err  error
 	done atomic.Bool
 	gate gate
+
+	life   sync.Mutex // held by who pauses or lets go on
+	paused bool
+	clock  kvm.ClockData // while it is paused
 }
 
 // New puts a machine together and its kernel into its memory.
@@ -87,19 +107,41 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 	if c.Memory > maxMemory {
 		return nil, fmt.Errorf("%d GiB of memory are more than a machine can have", c.Memory>>30)
 	}
-	m := &Machine{}
+	ram, err := memory.New(c.Memory, memory.Options{})
+	if err != nil {
+		return nil, err
+	}
+	m, err := assemble(sys, c, ram)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	for _, d := range c.Devices {
+		if err := m.Add(d); err != nil {
+			return nil, err
+		}
+	}
+	return m, m.boot(c)
+}
+
+// assemble makes all of a machine but its devices, around memory that it takes
+// over.
+func assemble(sys *kvm.System, c Config, ram *memory.Memory) (_ *Machine, err error) {
+	m := &Machine{memory: ram, ejected: c.Ejected}
 	m.gate.init()
 	defer func() {
 		if err != nil {
 			m.Close()
 		}
 	}()
-	if m.memory, err = memory.New(c.Memory, memory.Options{}); err != nil {
-		return nil, err
-	}
 	if m.vm, err = sys.CreateVM(); err != nil {
 		return nil, err
 	}
+	m.interrupts.vm = m.vm
 	for i, r := range m.memory.Regions() {
 		if err := m.vm.SetMemory(uint32(i), 0, r.Guest, r.Host); err != nil {
 			return nil, err
@@ -111,9 +153,15 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 	if err := m.addPlatform(c); err != nil {
 		return nil, err
 	}
+	return m, m.addCPUs(sys, c.CPUs)
+}
+
+// boot puts kernel and tables into memory and the first processor at their
+// start.
+func (m *Machine) boot(c Config) error {
 	entry, err := boot.Load(m.memory, c.Linux)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	tables, err := acpi.Build(acpi.Machine{
 		CPUs: c.CPUs, IOAPIC: ioapicAddr, LAPIC: lapicAddr, ECAM: ecamAddr,
@@ -123,29 +171,35 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 		EventGSI: eventGSI,
 	}, boot.ACPIAddr)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := m.memory.Write(tables, boot.ACPIAddr); err != nil {
-		return nil, err
+		return err
 	}
-	return m, m.addCPUs(sys, c.CPUs, entry)
+	return enter(m.cpus[0].cpu, entry)
 }
 
 // addPlatform adds what every machine has.
 func (m *Machine) addPlatform(c Config) error {
 	m.serial = serial.New(c.Console, func(level bool) { _ = m.vm.IRQLine(serialGSI, level) })
 	m.power = &powerPorts{machine: m}
+	m.slots = &slotPorts{machine: m}
+	m.pci = pci.NewBus(&m.mmio)
 	for _, d := range []struct {
+		on       *bus.Bus
 		at, size uint64
 		device   bus.Device
 	}{
-		{serialPort, serial.Ports, serialPorts{m.serial}},
-		{portSleep, 2, sleepPorts{m}},
-		{portReset, 1, resetPort{m}},
-		{portEvent, 1, m.power},
-		{portExit, 4, exitPort{m}},
+		{&m.ports, serialPort, serial.Ports, serialPorts{m.serial}},
+		{&m.ports, portSleep, 2, sleepPorts{m}},
+		{&m.ports, portReset, 1, resetPort{m}},
+		{&m.ports, portEvent, 1, m.power},
+		{&m.ports, portSlots, 12, m.slots},
+		{&m.ports, portExit, 4, exitPort{m}},
+		{&m.ports, pci.PortBase, pci.PortCount, m.pci.Ports()},
+		{&m.mmio, ecamAddr, acpi.ECAMSize, m.pci},
 	} {
-		if err := m.ports.Add(d.at, d.size, d.device); err != nil {
+		if err := d.on.Add(d.at, d.size, d.device); err != nil {
 			return err
 		}
 	}
@@ -160,6 +214,9 @@ func (m *Machine) Run(ctx context.Context) (End, error) {
 	stop := context.AfterFunc(ctx, m.Stop)
 	defer stop()
 	var wg sync.WaitGroup
+	m.mu.Lock()
+	m.started = true
+	m.mu.Unlock()
 	for range m.cpus {
 		m.gate.join()
 	}
@@ -175,7 +232,7 @@ func (m *Machine) finish(end End, err error) {
 	m.once.Do(func() {
 		m.end, m.err = end, err
 		m.done.Store(true)
-		m.gate.open()
+		m.gate.breakDown()
 		for _, c := range m.cpus {
 			c.kick()
 		}
@@ -185,25 +242,16 @@ func (m *Machine) finish(end End, err error) {
 // Stop ends the machine as a plug that is pulled.
 func (m *Machine) Stop() { m.finish(End{Reason: Stopped}, nil) }
 
-// Pause returns when no vCPU is in the guest any more, nor gets there until
-// Resume.
-func (m *Machine) Pause() {
-	m.gate.shut()
-	for _, c := range m.cpus {
-		c.kick()
-	}
-	m.gate.wait()
-}
-
-// Resume lets the vCPUs go on.
-func (m *Machine) Resume() { m.gate.open() }
-
 // PowerButton asks the guest to shut down.
 func (m *Machine) PowerButton() error { return m.power.press(acpi.EventPower) }
 
 // Close releases what the machine has. It must not run any more.
 func (m *Machine) Close() error {
 	var errs []error
+	for _, f := range m.functions {
+		f.release()
+	}
+	m.functions = nil
 	if m.serial != nil {
 		errs = append(errs, m.serial.Close())
 	}

@@ -27,9 +27,8 @@ const (
 	eferLME, eferLMA    = 1 << 8, 1 << 10
 )
 
-// addCPUs makes the processors. The first enters the kernel; the others wait
-// until it wakes them.
-func (m *Machine) addCPUs(sys *kvm.System, n int, e *boot.Entry) error {
+// addCPUs makes the processors. All but the first wait until that wakes them.
+func (m *Machine) addCPUs(sys *kvm.System, n int) error {
 	cpuid, err := sys.SupportedCPUID()
 	if err != nil {
 		return err
@@ -42,11 +41,6 @@ func (m *Machine) addCPUs(sys *kvm.System, n int, e *boot.Entry) error {
 		m.cpus = append(m.cpus, &vcpu{machine: m, cpu: c})
 		if err := c.SetCPUID(cpuidOf(cpuid, i, n)); err != nil {
 			return err
-		}
-		if i == 0 {
-			if err := enter(c, e); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -85,15 +79,19 @@ func (c *vcpu) run() {
 	defer c.setThread(0)
 	m := c.machine
 	defer m.gate.leave()
+	unfinished := false
 	for {
 		// The order closes the gap: a kick after this line makes Run return at
 		// once; one before it is seen in what follows.
 		c.cpu.SetImmediateExit(false)
-		m.gate.pass()
+		if m.gate.pass(unfinished) {
+			c.cpu.SetImmediateExit(true)
+		}
 		if m.done.Load() {
 			return
 		}
 		reason, err := c.cpu.Run()
+		unfinished = err == nil
 		switch {
 		case err == unix.EINTR || err == unix.EAGAIN:
 			continue

@@ -7,6 +7,7 @@ package pci
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cleave-project/cleave/vmm/bus"
@@ -22,6 +23,12 @@ type Device interface {
 	Space() *Space
 	ReadBAR(bar int, offset uint64, data []byte)
 	WriteBAR(bar int, offset uint64, data []byte)
+}
+
+// Mapped is implemented by devices that are told where in memory a BAR is from
+// now on; 0 is nowhere. The bus is locked meanwhile.
+type Mapped interface {
+	Mapped(bar int, at uint64)
 }
 
 // Bus is bus 0. It is a bus.Device for the memory of ECAM.
@@ -54,21 +61,23 @@ func (h hostBridge) Space() *Space              { return h.space }
 func (hostBridge) ReadBAR(int, uint64, []byte)  {}
 func (hostBridge) WriteBAR(int, uint64, []byte) {}
 
-// Add puts a device into a slot, or with -1 into the first free one.
-func (b *Bus) Add(n int, d Device) (int, error) {
+// Add puts a device into a slot.
+func (b *Bus) Add(n int, d Device) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i := range b.slots {
-		if n < 0 && b.slots[i] == nil {
-			n = i
-		}
-	}
 	if n < 0 || n >= Slots || b.slots[n] != nil {
-		return 0, fmt.Errorf("PCI slot %d is taken, or all are", n)
+		return fmt.Errorf("PCI slot %d is taken, or there is none", n)
 	}
 	b.slots[n] = &slot{device: d}
 	b.remap(n)
-	return n, nil
+	return nil
+}
+
+// Free is the first slot without a device, -1 if there is none.
+func (b *Bus) Free() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Index(b.slots[:], nil)
 }
 
 // Remove takes the device out of a slot.
@@ -124,7 +133,7 @@ func (b *Bus) remap(n int) {
 		}
 		if s.mapped[i] != 0 {
 			b.memory.Remove(s.mapped[i])
-			s.mapped[i] = 0
+			s.mapTo(i, 0)
 		}
 		if want == 0 {
 			continue
@@ -132,8 +141,16 @@ func (b *Bus) remap(n int) {
 		// A guest that maps one thing onto another doesn't get it; while it
 		// finds out sizes, that is what it does.
 		if b.memory.Add(want, s.device.Space().bars[i].size, barDevice{s.device, i}) == nil {
-			s.mapped[i] = want
+			s.mapTo(i, want)
 		}
+	}
+}
+
+// mapTo notes where a BAR is.
+func (s *slot) mapTo(bar int, at uint64) {
+	s.mapped[bar] = at
+	if m, ok := s.device.(Mapped); ok {
+		m.Mapped(bar, at)
 	}
 }
 
@@ -141,7 +158,7 @@ func (b *Bus) unmap(n int) {
 	for i, at := range b.slots[n].mapped {
 		if at != 0 {
 			b.memory.Remove(at)
-			b.slots[n].mapped[i] = 0
+			b.slots[n].mapTo(i, 0)
 		}
 	}
 }
@@ -158,6 +175,20 @@ func (d barDevice) Write(offset uint64, data []byte) { d.device.WriteBAR(d.bar, 
 // Ports is the older way to the same: 8 ports from 0xcf8 on (PCI Local Bus,
 // 3.2.2.3.2).
 func (b *Bus) Ports() bus.Device { return configPorts{b} }
+
+// Address is what the guest has written to 0xcf8 last, to be saved.
+func (b *Bus) Address() uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.address
+}
+
+// SetAddress puts it back.
+func (b *Bus) SetAddress(a uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.address = a
+}
 
 // PortBase is where Ports are.
 const PortBase, PortCount = 0xcf8, 8

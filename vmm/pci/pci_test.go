@@ -38,8 +38,11 @@ func plugged(t *testing.T) (*Bus, *bus.Bus, *card) {
 	t.Helper()
 	var memory bus.Bus
 	b, c := NewBus(&memory), newCard()
-	if n, err := b.Add(-1, c); err != nil || n != 1 {
-		t.Fatalf("slot %d, %v", n, err)
+	if n := b.Free(); n != 1 {
+		t.Fatalf("slot %d is free", n)
+	}
+	if err := b.Add(1, c); err != nil {
+		t.Fatal(err)
 	}
 	return b, &memory, c
 }
@@ -200,7 +203,7 @@ func FuzzGuest(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Add(1, c); err != nil {
+		if err := b.Add(1, c); err != nil {
 			t.Fatal(err)
 		}
 		for ; len(ops) >= 6; ops = ops[6:] {

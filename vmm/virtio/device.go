@@ -6,12 +6,22 @@ import (
 	"github.com/cleave-project/cleave/vmm/memory"
 )
 
+// Types of devices (5).
+const (
+	TypeNet     = 1
+	TypeBlock   = 2
+	TypeConsole = 3
+	TypeEntropy = 4
+	TypeBalloon = 5
+	TypeVsock   = 19
+)
+
 // Device is what is behind a transport. It is idle until Activate; then it
 // works on its queues, in goroutines of its own, until Pause. From there it
 // goes on with another Activate, or Reset makes it idle again. The transport
 // calls these, Save and Restore one after the other.
 type Device interface {
-	Type() uint16 // 5
+	Type() uint16
 	Features() uint64
 	// Queues are their sizes. Neither they nor the features change.
 	Queues() []uint16
