@@ -35,8 +35,14 @@ func (c *Controller) CopyInstance(ctx context.Context, project, name, to string,
 	}
 	op := newOperation(ctx, in.Project, "instance.copy", name, in.ID)
 	op.Labels[opTo], op.Labels[opKind], op.Labels[opCopy] = to, string(cmp.Or(kind, kindOf(in))), store.NewID()
-	if err := c.validate(c.copyOf(in, op)); err != nil {
+	n := c.copyOf(in, op)
+	if err := c.validate(n); err != nil {
 		return nil, err
+	}
+	if kindOf(in) != kindOf(n) {
+		if err := c.rootFits(ctx, n); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.store.Commit(ctx, c.ops.col.Create(op)); err != nil {
 		return nil, err

@@ -109,6 +109,7 @@ type fakePool struct {
 	volumes    map[string]api.Bytes
 	failCreate error
 	failResize error
+	total      api.Bytes
 }
 
 func (f *fakePool) Create(_ context.Context, id string, size api.Bytes) error {
@@ -162,7 +163,7 @@ func (f *fakePool) List(context.Context) ([]string, error) {
 }
 
 func (f *fakePool) Status(context.Context) (api.PoolStatus, error) {
-	return api.PoolStatus{State: "ready"}, nil
+	return api.PoolStatus{State: "ready", Total: f.total}, nil
 }
 func (f *fakePool) Close() error                  { return nil }
 func (f *fakePool) Unmount(context.Context) error { return nil }

@@ -130,6 +130,9 @@ func (c *Controller) CreateInstance(ctx context.Context, in *api.Instance, start
 	if err := c.validate(o); err != nil {
 		return nil, err
 	}
+	if err := c.rootFits(ctx, o); err != nil {
+		return nil, err
+	}
 	if _, err := c.instances.Get(project, o.Name); err == nil {
 		return nil, api.Errorf(api.CodeExists, "instance %q already exists", o.Name).WithField("name").
 			WithHint("choose another name, or `cleave delete %s` first", o.Name)
@@ -421,6 +424,11 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 	}
 	if err := c.validate(n); err != nil {
 		return nil, err
+	}
+	if old.Root.Size != now.Root.Size || kindOf(in) != kindOf(n) {
+		if err := c.rootFits(c.ctx, n); err != nil {
+			return nil, err
+		}
 	}
 	if kindOf(in) != kindOf(n) && in.Status.Phase != api.PhaseStopped && in.Status.Phase != api.PhaseFailed {
 		return nil, api.Errorf(api.CodeConflict, "instance %q is %s: its wall can't be changed", in.Name, in.Status.Phase).WithField("spec.kind").

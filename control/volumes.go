@@ -27,6 +27,9 @@ func (c *Controller) CreateVolume(ctx context.Context, in *api.Volume) (*api.Vol
 		return nil, api.Errorf(api.CodeInvalid, "%q is no type of volume", typ).WithField("spec.type").WithHint("use tree (for containers) or disk (for machines)")
 	}
 	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
+	if err == nil {
+		err = c.volumeFits(ctx, v)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +156,9 @@ func (c *Controller) PatchVolume(ctx context.Context, project, name string, revi
 			return shrunk("spec.size", name)
 		}
 		d, err := c.driver(cmp.Or(pool, defaultPool))
+		if err == nil {
+			err = c.volumeFits(ctx, n)
+		}
 		if err != nil {
 			return err
 		}

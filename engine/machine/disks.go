@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,11 +62,11 @@ func openImage(path string) (*os.File, error) {
 }
 
 // ownDisk is a disk in a volume's directory, which is made on first use: an
-// ext4 with the directories.
-func ownDisk(ctx context.Context, path string, size api.Bytes, directories []string, readOnly bool, base uint32) (*os.File, error) {
+// ext4 with the directories. Errors call it what.
+func ownDisk(ctx context.Context, what, path string, size api.Bytes, directories []string, readOnly bool, base uint32) (*os.File, error) {
 	f, err := openDisk(path, readOnly, base)
 	if errors.Is(err, os.ErrNotExist) {
-		if err = format(ctx, path, size, directories); err == nil {
+		if err = format(ctx, what, path, size, directories); err == nil {
 			f, err = openDisk(path, readOnly, base)
 		}
 	}
@@ -77,7 +78,7 @@ func ownDisk(ctx context.Context, path string, size api.Bytes, directories []str
 	if st, err := f.Stat(); err == nil && !readOnly && st.Size() < int64(size) {
 		if err := f.Truncate(int64(size)); err != nil {
 			f.Close()
-			return nil, full(path, err)
+			return nil, notMade(what, size, err)
 		}
 	}
 	return f, nil
@@ -85,16 +86,20 @@ func ownDisk(ctx context.Context, path string, size api.Bytes, directories []str
 
 // format makes a new ext4 at path, whole or not at all. It is the one time
 // that the host knows anything of what is on a guest's disk.
-func format(ctx context.Context, path string, size api.Bytes, directories []string) error {
+func format(ctx context.Context, what, path string, size api.Bytes, directories []string) error {
 	if size < leastDisk {
-		return api.Errorf(api.CodeInvalid, "a disk of %s is too small for a file system", size).WithField("spec.root.size").
+		return api.Errorf(api.CodeInvalid, "make the %s: %s is too small for a file system", what, size).WithField("spec.root.size").
 			WithHint("at least %s", leastDisk)
 	}
-	tree, err := os.MkdirTemp("", "cleave-disk-")
+	work, err := os.MkdirTemp("", "cleave-disk-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tree)
+	defer os.RemoveAll(work)
+	tree := filepath.Join(work, "tree")
+	if err := os.Mkdir(tree, 0o700); err != nil {
+		return err
+	}
 	for _, d := range directories {
 		if err := os.Mkdir(filepath.Join(tree, d), 0o755); err != nil {
 			return err
@@ -103,51 +108,58 @@ func format(ctx context.Context, path string, size api.Bytes, directories []stri
 	fresh := path + ".new" // of a start that was cut short too
 	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_TRUNC|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return full(path, err)
+		return notMade(what, size, err)
 	}
 	defer os.Remove(fresh)
 	defer f.Close()
 	if err := f.Truncate(int64(size)); err != nil {
-		return full(path, err)
+		return notMade(what, size, err)
 	}
-	if err := mkfs(ctx, fresh, tree); err != nil {
-		return full(path, err)
+	if err := mkfs(ctx, fresh, work, tree); err != nil {
+		return notMade(what, size, err)
 	}
 	if err := f.Sync(); err != nil {
-		return full(path, err)
+		return notMade(what, size, err)
 	}
 	return os.Rename(fresh, path)
 }
 
-// features are what kernels since 4.4 know, whatever the host's mke2fs.conf
-// has.
+// config stands for the host's mke2fs.conf, so that every host makes the same
+// disks. Without one, or without this much of it, mke2fs complains of that
+// first, whatever is wrong (mke2fs.conf(5)).
+const config = "[fs_types]\n\text4 = {\n\t\tfeatures = none\n\t}\n"
+
+// features are what kernels since 4.4 know.
 const features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg," +
 	"sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
 
-// mkfs formats a file. What can be left to the guest's kernel is: a new file
-// is all zeros.
-func mkfs(ctx context.Context, file, tree string) error {
+// mkfs formats a file with what is in tree. What can be left to the guest's
+// kernel is: a new file is all zeros.
+func mkfs(ctx context.Context, file, work, tree string) error {
 	program, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
 		if program = "/sbin/mkfs.ext4"; !exists(program) {
-			return api.Errorf(api.CodeUnsupported, "make the disk of a machine: mkfs.ext4 is not on this host").
-				WithHint("install e2fsprogs")
+			return api.Errorf(api.CodeUnsupported, "mkfs.ext4 is not on this host").WithHint("install e2fsprogs")
 		}
 	}
-	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-d", tree,
-		"-O", features, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", file)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return nil
+	conf := filepath.Join(work, "mke2fs.conf")
+	if err := os.WriteFile(conf, []byte(config), 0o600); err != nil {
+		return err
 	}
-	text := strings.TrimSpace(string(out))
-	for _, no := range []unix.Errno{unix.ENOSPC, unix.EDQUOT} {
+	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-t", "ext4", "-T", "default", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-d", tree,
+		"-O", features, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", file)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=" + conf}
+	out, err := cmd.CombinedOutput()
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	text := strings.Join(strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' }), "; ")
+	for _, no := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EFBIG} {
 		if strings.Contains(strings.ToLower(text), strings.ToLower(no.Error())) {
 			err = no
 		}
 	}
-	return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, text)
+	return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, strings.ReplaceAll(text, file, "the disk"))
 }
 
 func exists(path string) bool {
@@ -155,13 +167,24 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// full says so when a disk could not be made for want of room.
-func full(path string, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return api.Errorf(api.CodeNoSpace, "make the disk %s: %w", path, err).
-			WithHint("free some space in its pool, or give the volume a smaller size")
+// notMade says why a disk could not be made or made larger, and the way out.
+func notMade(what string, size api.Bytes, err error) error {
+	if p := (*fs.PathError)(nil); errors.As(err, &p) {
+		err = p.Err // the path says less than what does
 	}
-	return fmt.Errorf("make the disk %s: %w", path, err)
+	code, hint := api.CodeInternal, "look for errors of the pool's disk in the kernel's log (dmesg), or give another size"
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("make the %s: %w", what, err)
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		code, hint = api.CodeNoSpace, "free some space in its pool, or give it a smaller size"
+	case errors.Is(err, unix.EFBIG):
+		code, hint = api.CodeInvalid, "the file system of its pool has no files as large: give it a smaller size, or use a pool of driver btrfs"
+	case api.AsError(err).Code != api.CodeInternal:
+		e := *api.AsError(err)
+		code, hint = e.Code, e.Hint
+	}
+	return api.Errorf(code, "make the %s (%s): %w", what, size, err).WithHint("%s", hint)
 }
 
 // controlDisk makes the control disk of a start.
@@ -218,7 +241,7 @@ func (l *launch) openDisks(ctx context.Context) error {
 	} else {
 		p.Image = open(func() (*os.File, error) { return openImage(s.Image.EROFS) })
 		p.Root = open(func() (*os.File, error) {
-			return ownDisk(ctx, root, s.Root.Size, []string{"upper", "work"}, false, s.UIDBase)
+			return ownDisk(ctx, "root disk of "+s.Name, root, s.Root.Size, []string{"upper", "work"}, false, s.UIDBase)
 		})
 		p.Control = open(func() (*os.File, error) {
 			return controlDisk(p.Dir, l.boot(), s.Machine.Restore != "", s.UIDBase)
@@ -230,7 +253,7 @@ func (l *launch) openDisks(ctx context.Context) error {
 	for _, m := range s.Mounts {
 		path := filepath.Join(m.Source, engine.VolumeDisk)
 		p.Volumes = append(p.Volumes, open(func() (*os.File, error) {
-			return ownDisk(ctx, path, m.Size, nil, m.ReadOnly, s.UIDBase)
+			return ownDisk(ctx, "disk at "+m.Target+" of "+s.Name, path, m.Size, nil, m.ReadOnly, s.UIDBase)
 		}))
 	}
 	for _, d := range s.Machine.Disks {

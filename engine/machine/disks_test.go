@@ -3,6 +3,7 @@ package machine
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -103,4 +104,27 @@ func FuzzPrintable(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestDiskThatCanNotBeMadeSaysWhyAndTheWayOut(t *testing.T) {
+	dir := t.TempDir()
+	for name, tt := range map[string]struct {
+		dir  string
+		size api.Bytes
+		code api.Code
+		says string
+	}{
+		"too small":       {dir, api.MiB, api.CodeInvalid, "at least 8MiB"},
+		"no room":         {small(t, "64k"), api.GiB, api.CodeNoSpace, "free some space in its pool"},
+		"no such files":   {dir, 1 << 62, api.CodeInvalid, "no files as large"},
+		"mkfs refuses it": {small(t, "1g"), 1 << 62, api.CodeInternal, "mkfs.ext4: exit status 1: "},
+	} {
+		path := filepath.Join(tt.dir, "disk")
+		err := format(t.Context(), "root disk of web", path, tt.size, nil)
+		e := api.AsError(err)
+		if e == nil || e.Code != tt.code || !strings.Contains(err.Error(), tt.says) || !strings.HasPrefix(e.Message, "make the root disk of web") ||
+			e.Hint == "" || strings.ContainsAny(e.Message, "\n") || strings.Contains(e.Message, "mke2fs.conf") || strings.Contains(e.Message, tt.dir) {
+			t.Errorf("%s: %v; %s", name, err, e.Hint)
+		}
+	}
 }

@@ -67,6 +67,10 @@ func (p *pool) failed(what, id string, err error) error {
 		return api.Errorf(api.CodeNoSpace, "%s volume %q: the disk of pool %q is full: %w", what, id, p.config.Name, err).
 			WithHint("delete volumes, or free some space in %s", p.config.Source)
 	}
+	if errors.Is(err, unix.EFBIG) {
+		return api.Errorf(api.CodeInvalid, "%s volume %q: the disk of pool %q has no files as large: %w", what, id, p.config.Name, err).
+			WithHint("give a smaller size, or use a pool of driver btrfs")
+	}
 	return fmt.Errorf("%s volume %q in pool %q: %w", what, id, p.config.Name, err)
 }
 
