@@ -124,6 +124,24 @@ func unpacked(root string) (*Kernel, error) {
 	return &Kernel{Image: images[0], Modules: modules, Release: release}, nil
 }
 
+// Files are modules and those they need, as files of an archive, and the order
+// in which they can be loaded.
+func (k *Kernel) Files(names ...string) (files map[string][]byte, order []string, err error) {
+	needed, err := k.needed(names...)
+	if err != nil {
+		return nil, nil, err
+	}
+	files = map[string][]byte{}
+	for _, m := range needed {
+		name := "modules/" + filepath.Base(m)
+		if files[name], err = os.ReadFile(filepath.Join(k.Modules, m)); err != nil {
+			return nil, nil, err
+		}
+		order = append(order, name)
+	}
+	return files, order, nil
+}
+
 // needed lists the files of modules and of those they need, in an order in
 // which they can be loaded. Names are as modules.dep has them.
 func (k *Kernel) needed(names ...string) ([]string, error) {

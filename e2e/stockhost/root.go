@@ -29,22 +29,16 @@ func (s *Spec) writeInitramfs(file string) error {
 	var b bytes.Buffer
 	c := &cpio{w: &b}
 	c.file("bin/busybox", 0o755, busybox)
-	modules, err := s.Kernel.needed(diskModules...)
+	modules, order, err := s.Kernel.Files(diskModules...)
 	if err != nil {
 		return err
 	}
-	var order []string
-	for _, m := range modules {
-		data, err := os.ReadFile(filepath.Join(s.Kernel.Modules, m))
-		if err != nil {
-			return err
-		}
-		c.file("modules/"+filepath.Base(m), 0o644, data)
-		order = append(order, "/modules/"+filepath.Base(m))
+	for _, name := range order {
+		c.file(name, 0o644, modules[name])
 	}
 	c.dir("dev")
 	c.dir("root")
-	c.file("init", 0o755, []byte(strings.Replace(initramfsScript, "MODULES", strings.Join(order, " "), 1)))
+	c.file("init", 0o755, []byte(strings.Replace(initramfsScript, "MODULES", "/"+strings.Join(order, " /"), 1)))
 	if err := c.Close(); err != nil {
 		return err
 	}
