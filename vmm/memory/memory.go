@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"sort"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,8 @@ type Memory struct {
 	file    *os.File
 	size    uint64
 	regions []Region // by address, without overlap
+	private bool     // a copy of the file's content
+	written atomic.Pointer[[][]uint64]
 }
 
 // Options of New.
@@ -92,7 +95,7 @@ func New(size uint64, o Options) (*Memory, error) {
 // unix.MAP_SHARED, or unix.MAP_PRIVATE for a copy that is made page by page
 // as the guest writes. It takes the file over.
 func Map(f *os.File, size uint64, sharing int) (*Memory, error) {
-	m := &Memory{file: f, size: size}
+	m := &Memory{file: f, size: size, private: sharing == unix.MAP_PRIVATE}
 	for _, r := range layout(size) {
 		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, sharing|unix.MAP_NORESERVE)
 		if err != nil {
@@ -163,6 +166,7 @@ func (m *Memory) Read(p []byte, addr uint64) error {
 func (m *Memory) Write(p []byte, addr uint64) error {
 	b, err := m.Slice(addr, uint64(len(p)))
 	copy(b, p)
+	m.Wrote(b)
 	return err
 }
 

@@ -1,9 +1,13 @@
 package memory
 
 import (
+	"bytes"
 	"errors"
 	"math"
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLeavesTheHoleFree(t *testing.T) {
@@ -98,4 +102,57 @@ func FuzzSlice(f *testing.F) {
 			t.Errorf("%d bytes at %#x are %d", n, addr, len(b))
 		}
 	})
+}
+
+func TestWhatIsWrittenIsNoted(t *testing.T) {
+	m, err := New(1<<20, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Write(make([]byte, 10), 0); err != nil {
+		t.Fatal(err)
+	}
+	m.Track(true)
+	if err := m.Write(make([]byte, 2), 3*PageSize-1); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := m.Slice(70*PageSize, 100)
+	m.Wrote(b[50:60])
+	got := make([]uint64, 4)
+	m.TakeWritten(0, got)
+	if got[0] != 1<<2|1<<3 || got[1] != 1<<6 {
+		t.Errorf("noted are %b", got)
+	}
+	clear(got)
+	if m.TakeWritten(0, got); got[0]|got[1] != 0 {
+		t.Errorf("still noted are %b", got)
+	}
+}
+
+func TestWhatIsDiscardedReadsAsZeroes(t *testing.T) {
+	for _, sharing := range []int{unix.MAP_SHARED, unix.MAP_PRIVATE} {
+		f, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(bytes.Repeat([]byte{7}, 4*PageSize)); err != nil {
+			t.Fatal(err)
+		}
+		m, err := Map(f, 4*PageSize, sharing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Discard(PageSize-1, 2*PageSize); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := m.Slice(0, 4*PageSize)
+		if b[PageSize-1] != 7 || b[PageSize] != 0 || b[2*PageSize-1] != 0 || b[2*PageSize] != 7 {
+			t.Error("another page was discarded")
+		}
+		if m.Discard(1<<40, PageSize) == nil {
+			t.Error("memory was discarded that isn't there")
+		}
+		m.Close()
+	}
 }

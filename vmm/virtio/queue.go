@@ -217,6 +217,10 @@ func (q *Queue) Done(c *Chain, n uint32) {
 	binary.LittleEndian.PutUint32(e[4:], n)
 	q.done++
 	store16(q.used[2:], q.done)
+	for _, b := range c.Writable {
+		q.mem.Wrote(b)
+	}
+	q.mem.Wrote(q.used)
 }
 
 // Interrupt tells whether the guest wants to be told of what was given back
@@ -234,6 +238,7 @@ func (q *Queue) Interrupt() bool {
 // Notify says whether the guest shall tell of new requests. After turning it
 // on, a caller looks once more: what came in between was not told.
 func (q *Queue) Notify(on bool) {
+	defer q.mem.Wrote(q.used)
 	switch {
 	case q.conf.EventIndex && on:
 		store16(q.used[4+8*int(q.conf.Size):], q.next)
