@@ -63,6 +63,14 @@ type Disk struct {
 	Path     string // on the host, raw
 	ReadOnly bool
 	CDROM    bool
+
+	// Of one that is plugged into a running guest (Plugger):
+	// Size makes it the disk of a volume, with an ext4 that the engine makes on
+	// first use.
+	Size api.Bytes
+	// Target is where a guest made of an image mounts it; empty for nowhere. A
+	// system of its own mounts its disks itself.
+	Target string
 }
 
 // Display is an engine whose guests may have a screen.
@@ -73,7 +81,11 @@ type Display interface {
 	Screenshot(ctx context.Context, id string) ([]byte, error)
 }
 
-// Plugger is an engine that changes the devices of running guests.
+// Plugger is an engine that changes the devices of running guests. A guest
+// made of an image mounts the disks and configures the ports that it gets, and
+// keeps them when it boots anew by itself; a disk that it uses is not taken
+// away ("in-use"). What was there at the start stays while the guest runs
+// ("unsupported"). All or nothing.
 type Plugger interface {
 	AttachDisk(ctx context.Context, id string, d Disk) error
 	DetachDisk(ctx context.Context, id, disk string) error
@@ -82,6 +94,16 @@ type Plugger interface {
 	InsertMedium(ctx context.Context, id, path string) error
 	AttachNIC(ctx context.Context, id string, n NIC, tap *os.File) error
 	DetachNIC(ctx context.Context, id, name string) error
+}
+
+// Wirer is an engine that adds ports to and takes them from the network
+// namespaces of running guests.
+type Wirer interface {
+	// AttachLink has attach move the guest's end of a port to the namespace of
+	// a process, as Spec.AttachNet does, and configures it.
+	AttachLink(ctx context.Context, id string, n NIC, attach func(ctx context.Context, pid int) error) error
+	// DetachLink takes the guest's end away. One that has gone is no error.
+	DetachLink(ctx context.Context, id, name string) error
 }
 
 // Saver is an engine that can stop a guest with its memory kept in a file,

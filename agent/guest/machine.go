@@ -29,6 +29,16 @@ type Machine struct {
 	Terminal io.ReadWriter
 	// Cgroup is where all that is started goes, of version 2; nil for none.
 	Cgroup *os.File
+	// Devices sees to those that come and go; nil if nobody does.
+	Devices Devices
+}
+
+// Devices are what comes and goes while a machine runs. Its methods may be
+// called from any goroutine.
+type Devices interface {
+	Mount(wire.Volume) error
+	Unmount(wire.Volume) error
+	Link(wire.Link) error
 }
 
 // drainGrace is how long the host may take to read the last output. No more
@@ -53,7 +63,7 @@ func InitMachine(m Machine, l net.Listener, started func(error)) api.ExitStatus 
 	}
 	output := main.relay(m)
 	s := newServer(m.Process, r)
-	s.entry = main
+	s.entry, s.devices = main, m.Devices
 	go serveFirst(s, l)
 	forward(signals, main.child)
 	_ = unix.Kill(-1, unix.SIGKILL) // ESRCH if there is nobody
@@ -88,15 +98,15 @@ func InitMaintenance(env []string, disk *os.File, l net.Listener) (reboot bool) 
 }
 
 // ServeMachine is Serve for an agent beside the init of a machine, which it
-// may shut down.
-func ServeMachine(l net.Listener) error {
+// may shut down. Without devices it leaves those that come to the system.
+func ServeMachine(l net.Listener, devices Devices) error {
 	if err := prepareSelf(); err != nil {
 		return err
 	}
 	r := newReaper(false)
 	defer r.close()
 	s := newServer(Process{Env: ownEnv()}, r)
-	s.powerOff = s.shutDown
+	s.powerOff, s.devices = s.shutDown, devices
 	return s.serve(l)
 }
 

@@ -30,6 +30,8 @@ type server struct {
 	// disk holds the root's writable layer, where nothing else uses that; nil
 	// elsewhere.
 	disk *os.File
+	// devices are those of a machine that come and go; nil elsewhere.
+	devices Devices
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -214,6 +216,12 @@ func (s *server) answer(q *request) {
 		q.done(s.power(q.Reboot))
 	case q.Op == wire.OpClock:
 		q.done(setClock(q))
+	case q.Op == wire.OpMount && q.Volume != nil && s.devices != nil:
+		q.done(s.devices.Mount(*q.Volume))
+	case q.Op == wire.OpUnmount && q.Volume != nil && s.devices != nil:
+		q.done(s.devices.Unmount(*q.Volume))
+	case q.Op == wire.OpLink && q.Link != nil && s.devices != nil:
+		q.done(s.devices.Link(*q.Link))
 	case q.Op == wire.OpLayer && len(q.data) == 1:
 		s.layer(q)
 	case q.Op == wire.OpRelayer && len(q.data) == 1:

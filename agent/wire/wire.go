@@ -32,6 +32,13 @@
 //	power    -                                  Done
 //	clock    -                                  Done
 //
+// Since version 2, of a machine made of an image, about devices that come and
+// go while it runs; an agent without them says "unsupported":
+//
+//	mount    -                                  Done
+//	unmount  -                                  Done
+//	link     -                                  Done
+//
 // Since version 2, of a machine under maintenance, whose root's writable
 // layer (package layer) nothing uses:
 //
@@ -49,6 +56,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/cleave-project/cleave/api"
@@ -78,6 +86,10 @@ const (
 	OpPower   = "power"
 	OpClock   = "clock"
 
+	OpMount   = "mount"
+	OpUnmount = "unmount"
+	OpLink    = "link"
+
 	OpLayer   = "layer"
 	OpRelayer = "relayer"
 )
@@ -92,6 +104,24 @@ type Request struct {
 	Size    *Size            `json:"size,omitempty"`   // resize
 	Reboot  bool             `json:"reboot,omitempty"` // power
 	Time    time.Time        `json:"time,omitzero"`    // clock
+	Volume  *Volume          `json:"volume,omitempty"` // mount, unmount
+	Link    *Link            `json:"link,omitempty"`   // link
+}
+
+// Volume is a disk with an ext4, found by its serial number, and its place.
+type Volume struct {
+	Disk     string `json:"disk"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// Link is an interface, found by its MAC, and what it is to have.
+type Link struct {
+	Name     string         `json:"name"`
+	MAC      string         `json:"mac"`
+	MTU      int            `json:"mtu,omitempty"`
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	Gateways []netip.Addr   `json:"gateways,omitempty"`
 }
 
 // MaxStreams is how many data streams a request may have.

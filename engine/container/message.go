@@ -34,7 +34,7 @@ func (l *launch) message() *setup.Spec {
 		m.Cgroups = append(m.Cgroups, setup.Cgroup{Name: h.Name, V2: h.V2, Options: h.Options, Write: s.System && h.V2})
 	}
 	for _, n := range s.NICs {
-		m.NICs = append(m.NICs, nic(n))
+		m.NICs = append(m.NICs, nicOf(n))
 	}
 	return m
 }
@@ -65,7 +65,7 @@ func isDir(f *os.File) bool {
 	return err == nil && st.IsDir()
 }
 
-func nic(n engine.NIC) setup.NIC {
+func nicOf(n engine.NIC) setup.NIC {
 	out := setup.NIC{Name: n.Name, MTU: n.MTU}
 	if n.IPv4.IsValid() {
 		out.Prefixes = append(out.Prefixes, n.IPv4)

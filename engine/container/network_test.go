@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os/exec"
 	"strconv"
@@ -40,6 +41,62 @@ func TestNetworkIsConfiguredFromInside(t *testing.T) {
 	}
 	if strings.Contains(out, "tentative") {
 		t.Errorf("an address is tentative: %s", out)
+	}
+}
+
+func TestPortsComeAndGoWhileAGuestRuns(t *testing.T) {
+	e := newEngine(t)
+	checkLeaks(t, e)
+	link := "ct" + e.opts.Scope[1:7] + "n1"
+	t.Cleanup(func() { exec.Command("ip", "link", "del", link).Run() })
+	spec := guestSpec(t, "exec sleep 1000")
+	g := startGuest(t, e, spec)
+	in := func(script string) string {
+		return output(t, "nsenter", "-t", strconv.Itoa(g.PID), "-n", "sh", "-c", script)
+	}
+	attach := func(_ context.Context, pid int) error {
+		if pid != g.PID {
+			t.Errorf("attached to process %d, the guest's is %d", pid, g.PID)
+		}
+		output(t, "ip", "link", "add", link, "type", "veth", "peer", "name", "eth1", "netns", strconv.Itoa(pid))
+		output(t, "ip", "link", "set", link, "up")
+		return nil
+	}
+	n := engine.NIC{
+		Name: "eth1", MTU: 1400, IPv4: netip.MustParsePrefix("10.231.8.2/24"), IPv6: netip.MustParsePrefix("fd31:8::2/64"),
+		Gateway4: netip.MustParseAddr("10.231.8.1"),
+	}
+	for range 2 {
+		if err := e.AttachLink(t.Context(), spec.ID, n, attach); err != nil {
+			t.Fatal(err)
+		}
+		out := in("ip -o addr show; ip route; cat /proc/sys/net/ipv6/conf/eth1/accept_ra; ip -o link")
+		for _, want := range []string{"eth1    inet 10.231.8.2/24", "inet6 fd31:8::2/64", "default via 10.231.8.1 dev eth1", "\n0\n", "mtu 1400"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("no %q in %s", want, out)
+			}
+		}
+		if err := e.DetachLink(t.Context(), spec.ID, "eth1"); err != nil {
+			t.Fatal(err)
+		}
+		if out := in("ip -o link"); strings.Contains(out, "eth1") {
+			t.Errorf("it is still there: %s", out)
+		}
+	}
+	if err := e.DetachLink(t.Context(), spec.ID, "eth1"); err != nil {
+		t.Errorf("taking away what has gone: %v", err)
+	}
+	wrong := errors.New("no such wire")
+	if err := e.AttachLink(t.Context(), spec.ID, n, func(context.Context, int) error { return wrong }); !errors.Is(err, wrong) {
+		t.Errorf("error %v", err)
+	}
+	// What can't be configured is not left behind.
+	n.IPv4, n.Gateway4 = netip.Prefix{}, netip.MustParseAddr("::1")
+	if err := e.AttachLink(t.Context(), spec.ID, n, attach); err == nil {
+		t.Error("a gateway of no use was taken")
+	}
+	if out := in("ip -o link"); strings.Contains(out, "eth1") {
+		t.Errorf("it was left behind: %s", out)
 	}
 }
 

@@ -244,7 +244,11 @@ func (l *launch) openDisks(ctx context.Context) error {
 			return ownDisk(ctx, "root disk of "+s.Name, root, s.Root.Size, []string{"upper", "work"}, false, s.UIDBase)
 		})
 		p.Control = open(func() (*os.File, error) {
-			return controlDisk(p.Dir, l.boot(), s.Machine.Restore != "", s.UIDBase)
+			b := l.boot()
+			if err := keepBoot(p.Dir, b); err != nil {
+				return nil, err
+			}
+			return controlDisk(p.Dir, b, s.Machine.Restore != "", s.UIDBase)
 		})
 		if s.Machine.Kernel.Modules != "" {
 			p.Modules = open(func() (*os.File, error) { return openImage(s.Machine.Kernel.Modules) })

@@ -128,7 +128,7 @@ func (l *launch) clone(ctx context.Context) error {
 		Machine: &guests.Machine{
 			Firmware: l.firmware(), Terminal: l.spec.Proc.TTY, Stdin: l.spec.Proc.Stdin, Maintenance: l.spec.Maintenance,
 			Memory: int64(l.spec.Machine.Memory), Overhead: int64(cmd.Overhead),
-			Limit: int64(l.spec.Resources.Memory),
+			Limit: int64(l.spec.Resources.Memory), UIDBase: l.spec.UIDBase,
 		},
 	}
 	l.group, err = l.e.cgroups.Create(l.spec.ID, cgroup.Options{CPUSet: l.spec.Resources.CPUSet != ""})

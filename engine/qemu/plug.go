@@ -36,20 +36,21 @@ func (e *Engine) AttachDisk(ctx context.Context, id string, d engine.Disk) error
 	if d.CDROM {
 		return api.Errorf(api.CodeUnsupported, "guest %s: a drive can't be added while it runs", id).WithHint("put the medium into the one it has")
 	}
-	_, c, _, err := e.guest(ctx, id)
+	g, c, s, err := e.guest(ctx, id)
 	if err != nil {
 		return err
 	}
-	access := os.O_RDWR
-	if d.ReadOnly {
-		access = os.O_RDONLY
-	}
-	f, err := os.OpenFile(d.Path, access, 0)
+	f, err := e.OpenDisk(ctx, id, d)
 	if err != nil {
-		return fmt.Errorf("open disk %s: %w", d.ID, err)
+		return err
 	}
 	defer f.Close()
-	return unanswered(id, attachDisk(ctx, c, id, d, f))
+	if err := attachDisk(ctx, c, id, d, f); err != nil {
+		return unanswered(id, err)
+	}
+	err = e.MountDisk(ctx, g, d)
+	undo(&err, func(ctx context.Context) error { return s.takeDisk(ctx, c, d.ID) })
+	return unanswered(id, err)
 }
 
 func attachDisk(ctx context.Context, c *qmp.Client, id string, d engine.Disk, f *os.File) (err error) {
@@ -108,22 +109,36 @@ func plug(ctx context.Context, c *qmp.Client, id string, device map[string]any) 
 
 // DetachDisk implements engine.Plugger.
 func (e *Engine) DetachDisk(ctx context.Context, id, disk string) error {
-	_, c, s, err := e.guest(ctx, id)
+	g, c, s, err := e.guest(ctx, id)
 	if err != nil {
 		return err
 	}
-	err = s.unplug(ctx, c, diskID(disk), "disk "+disk)
+	if err := s.canUnplug(ctx, c, diskID(disk), "disk "+disk); err != nil {
+		return unanswered(id, err)
+	}
+	again, err := e.UnmountDisk(ctx, g, disk)
+	if err != nil {
+		return err
+	}
+	err = s.takeDisk(ctx, c, disk)
+	undo(&err, again)
+	return unanswered(id, err)
+}
+
+// takeDisk unplugs a disk and forgets it.
+func (s *session) takeDisk(ctx context.Context, c *qmp.Client, disk string) error {
+	err := s.unplug(ctx, c, diskID(disk), "disk "+disk)
 	if err == nil {
 		err = c.Execute(ctx, "blockdev-del", map[string]string{"node-name": disk}, nil)
 	}
 	if err == nil {
 		err = c.RemoveFiles(ctx, plugged+diskID(disk), "")
 	}
-	return unanswered(id, err)
+	return err
 }
 
-// unplug takes a device away, when the guest lets go of it.
-func (s *session) unplug(ctx context.Context, c *qmp.Client, device, what string) error {
+// canUnplug refuses what was not plugged.
+func (s *session) canUnplug(ctx context.Context, c *qmp.Client, device, what string) error {
 	devices, err := c.Devices(ctx)
 	switch {
 	case err != nil:
@@ -133,11 +148,19 @@ func (s *session) unplug(ctx context.Context, c *qmp.Client, device, what string
 	case !devices[plugged+device]:
 		return api.Errorf(api.CodeNotFound, "guest %s has no %s", s.id, what)
 	}
+	return nil
+}
+
+// unplug takes a device away, when the guest lets go of it.
+func (s *session) unplug(ctx context.Context, c *qmp.Client, device, what string) error {
+	if err := s.canUnplug(ctx, c, device, what); err != nil {
+		return err
+	}
 	deleted, stop := s.watch(qmp.EventDeleted)
 	defer stop()
 	// QEMU refuses to ask twice, which a caller that tries again does.
 	var refused *qmp.Error
-	err = c.Execute(ctx, "device_del", map[string]string{"id": plugged + device}, nil)
+	err := c.Execute(ctx, "device_del", map[string]string{"id": plugged + device}, nil)
 	if err != nil && !(errors.As(err, &refused) && strings.Contains(refused.Desc, "in the process of unplug")) {
 		return err
 	}
@@ -228,11 +251,16 @@ func firstDrive(ctx context.Context, c *qmp.Client) (string, error) {
 
 // AttachNIC implements engine.Plugger.
 func (e *Engine) AttachNIC(ctx context.Context, id string, n engine.NIC, tap *os.File) error {
-	_, c, _, err := e.guest(ctx, id)
+	g, c, s, err := e.guest(ctx, id)
 	if err != nil {
 		return err
 	}
-	return unanswered(id, attachNIC(ctx, c, id, n, tap))
+	if err := attachNIC(ctx, c, id, n, tap); err != nil {
+		return unanswered(id, err)
+	}
+	err = e.ConfigureNIC(ctx, g, n)
+	undo(&err, func(ctx context.Context) error { return s.takeNIC(ctx, c, n.Name) })
+	return unanswered(id, err)
 }
 
 func attachNIC(ctx context.Context, c *qmp.Client, id string, n engine.NIC, tap *os.File) (err error) {
@@ -258,12 +286,20 @@ func attachNIC(ctx context.Context, c *qmp.Client, id string, n engine.NIC, tap 
 
 // DetachNIC implements engine.Plugger.
 func (e *Engine) DetachNIC(ctx context.Context, id, name string) error {
-	_, c, s, err := e.guest(ctx, id)
+	g, c, s, err := e.guest(ctx, id)
 	if err != nil {
 		return err
 	}
-	if err := s.unplug(ctx, c, nicID(name), "port "+name); err != nil {
+	if err := s.takeNIC(ctx, c, name); err != nil {
 		return unanswered(id, err)
 	}
-	return unanswered(id, c.Execute(ctx, "netdev_del", map[string]string{"id": nicID(name)}, nil))
+	return e.ForgetNIC(g, name)
+}
+
+// takeNIC unplugs a port and forgets it.
+func (s *session) takeNIC(ctx context.Context, c *qmp.Client, name string) error {
+	if err := s.unplug(ctx, c, nicID(name), "port "+name); err != nil {
+		return err
+	}
+	return c.Execute(ctx, "netdev_del", map[string]string{"id": nicID(name)}, nil)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,4 +137,66 @@ func wait(t *testing.T, ask func() string) string {
 	}
 	t.Fatal("it doesn't come")
 	return ""
+}
+
+func TestAGuestMountsDisksAndConfiguresPortsThatCome(t *testing.T) {
+	e := newEngine(t)
+	spec := imageSpec(t, "trap exit TERM; while :; do sleep 1; done")
+	startGuest(t, e, spec)
+	ctx := t.Context()
+	disk := engine.Disk{ID: "v-abcdefghij", Path: filepath.Join(t.TempDir(), "disk.img"), Size: 64 << 20, Target: "/mnt/data"}
+	if err := e.AttachDisk(ctx, spec.ID, disk); err != nil {
+		t.Fatal(err)
+	}
+	run(t, e, spec.ID, "echo hello >/mnt/data/file; (cd /mnt/data && exec sleep 1000) >/dev/null 2>&1 & echo $! >/tmp/user")
+	err := e.DetachDisk(ctx, spec.ID, disk.ID)
+	if !api.IsCode(err, api.CodeInUse) {
+		t.Fatalf("taking away what is in use gives %v", err)
+	}
+	if out := run(t, e, spec.ID, "cat /mnt/data/file; kill $(cat /tmp/user); wait; sleep 0.2"); out != "hello\n" {
+		t.Errorf("after the refusal the file holds %q", out)
+	}
+	if err := e.DetachDisk(ctx, spec.ID, disk.ID); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, e, spec.ID, "ls -A /mnt/data"); out != "" {
+		t.Errorf("the mount point holds %q", out)
+	}
+	disk.ReadOnly, disk.Target = true, "/other"
+	if err := e.AttachDisk(ctx, spec.ID, disk); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, e, spec.ID, "cat /other/file; echo x >/other/y || echo refused"); out != "hello\nrefused\n" {
+		t.Errorf("read-only, it gives %q", out)
+	}
+	if err := e.DetachDisk(ctx, spec.ID, disk.ID); err != nil {
+		t.Fatal(err)
+	}
+	// What a guest can't mount is not left in its machine.
+	disk.Target = "/etc/hostname"
+	if err := e.AttachDisk(ctx, spec.ID, disk); err == nil {
+		t.Error("a file was taken for a mount point")
+	}
+	if err := e.DetachDisk(ctx, spec.ID, disk.ID); !api.IsCode(err, api.CodeNotFound) {
+		t.Errorf("it was left behind: %v", err)
+	}
+
+	tap := newTap(t)
+	defer tap.Close()
+	nic := engine.NIC{
+		Name: "lan1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, MTU: 1400,
+		IPv4: netip.MustParsePrefix("10.231.9.2/24"), Gateway4: netip.MustParseAddr("10.231.9.1"),
+	}
+	if err := e.AttachNIC(ctx, spec.ID, nic, tap); err != nil {
+		t.Fatal(err)
+	}
+	out := run(t, e, spec.ID, "ip addr show lan1; ip route")
+	for _, want := range []string{"inet 10.231.9.2/24", "mtu 1400", "default via 10.231.9.1 dev lan1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+	if err := e.DetachNIC(ctx, spec.ID, "lan1"); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -35,6 +35,8 @@ type Machine struct {
 	Memory      int64 `json:"memory"`          // the machine's RAM at start
 	Overhead    int64 `json:"overhead"`        // of the monitor
 	Limit       int64 `json:"limit,omitempty"` // of memory, as asked for
+	// UIDBase is the host's id of the monitor's wall; 0 in records of old.
+	UIDBase uint32 `json:"uidBase,omitempty"`
 }
 
 // process names a process for good; the zero value any.

@@ -77,6 +77,27 @@ func Rename(names map[string]string) error {
 	return last.send()
 }
 
+// Down sets an interface down.
+func Down(name string) error {
+	return one(name, func(r *requests, index uint32) { r.down(index, name) })
+}
+
+// Remove deletes an interface that has no hardware, like a veth.
+func Remove(name string) error {
+	return one(name, func(r *requests, index uint32) { r.remove(index, name) })
+}
+
+// one sends one message about an interface.
+func one(name string, message func(*requests, uint32)) error {
+	index, err := ifindex(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	var r requests
+	message(&r, index)
+	return r.send()
+}
+
 func ifindex(name string) (uint32, error) {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -138,6 +159,23 @@ func (r *requests) up(name string, mtu int) {
 		body = attr(body, unix.IFLA_MTU, word(uint32(mtu)))
 	}
 	r.add("set "+name+" up", unix.RTM_NEWLINK, 0, body)
+}
+
+// down sets an interface down; see up.
+func (r *requests) down(index uint32, name string) {
+	body := make([]byte, 4, 64)
+	body = append(body, word(index)...)
+	body = append(body, word(0)...)
+	body = append(body, word(unix.IFF_UP)...)
+	r.add("set "+name+" down", unix.RTM_NEWLINK, 0, body)
+}
+
+// remove deletes an interface that is software.
+func (r *requests) remove(index uint32, name string) {
+	body := make([]byte, 4, 64)
+	body = append(body, word(index)...)
+	body = append(body, make([]byte, 8)...)
+	r.add("remove "+name, unix.RTM_DELLINK, 0, body)
 }
 
 // rename renames an interface, which is found by its index.

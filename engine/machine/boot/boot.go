@@ -40,6 +40,7 @@ type machine struct {
 	root    *os.File   // the guest's root, a mount
 	disk    *os.File   // the root disk's file system
 	volumes []*os.File // file systems of volumes that can be written
+	plugged *plugs     // those that came later; nil if none can
 }
 
 // Run boots the machine. It is called as PID 1 of an initramfs, in which

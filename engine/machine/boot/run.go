@@ -28,7 +28,7 @@ func (m *machine) application() error {
 	if err != nil {
 		return err
 	}
-	g := guest.Machine{Process: m.process(), Stdin: m.boot.Process.Stdin}
+	g := guest.Machine{Process: m.process(), Stdin: m.boot.Process.Stdin, Devices: m.plugs()}
 	var lines []*port
 	open := func(name, line string) (p *port) {
 		if err == nil {
@@ -163,7 +163,7 @@ func Companion() error {
 		}
 		os.Exit(0)
 	}()
-	return guest.ServeMachine(link.Listen(agent))
+	return guest.ServeMachine(link.Listen(agent), (&machine{}).plugs())
 }
 
 // ArgServePort has this program call ServePort with the argument after it.
@@ -176,7 +176,7 @@ func ServePort(path string) error {
 	if err != nil {
 		return err
 	}
-	return guest.ServeMachine(link.Listen(p))
+	return guest.ServeMachine(link.Listen(p), nil)
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -51,12 +51,9 @@ var ErrDamaged = errors.New("the control disk is damaged")
 // WriteBoot makes f a control disk that tells b, with a fresh status. The
 // caller makes it Size bytes long.
 func WriteBoot(f io.WriterAt, b *Boot) error {
-	text, err := json.Marshal(b)
+	text, err := bootText(b)
 	if err != nil {
 		return err
-	}
-	if len(text) > maxBoot {
-		return api.Errorf(api.CodeInvalid, "control disk: arguments, environment and files of the guest are %d bytes, at most %d fit", len(text), maxBoot)
 	}
 	fresh, err := json.Marshal(Status{Phase: PhaseBooting})
 	if err != nil {
@@ -66,6 +63,27 @@ func WriteBoot(f io.WriterAt, b *Boot) error {
 	copy(status, frame(statusMagic, 1, fresh))
 	if _, err := f.WriteAt(status, 0); err != nil {
 		return fmt.Errorf("control disk: %w", err)
+	}
+	if _, err := f.WriteAt(frame(bootMagic, 0, text), StatusSize); err != nil {
+		return fmt.Errorf("control disk: %w", err)
+	}
+	return nil
+}
+
+func bootText(b *Boot) ([]byte, error) {
+	text, err := json.Marshal(b)
+	if err == nil && len(text) > maxBoot {
+		err = api.Errorf(api.CodeInvalid, "control disk: arguments, environment and files of the guest are %d bytes, at most %d fit", len(text), maxBoot)
+	}
+	return text, err
+}
+
+// RewriteBoot changes what f tells of a guest that runs, for when it boots
+// anew by itself. Its status stays.
+func RewriteBoot(f io.WriterAt, b *Boot) error {
+	text, err := bootText(b)
+	if err != nil {
+		return err
 	}
 	if _, err := f.WriteAt(frame(bootMagic, 0, text), StatusSize); err != nil {
 		return fmt.Errorf("control disk: %w", err)
