@@ -6,6 +6,22 @@ import (
 	"github.com/cleave-project/cleave/vmm/kvm"
 )
 
+// cpuidFor is what a machine's processors answer.
+func cpuidFor(sys *kvm.System, c Config) ([][]kvm.CPUIDEntry, error) {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return nil, err
+	}
+	if supported, err = reduce(supported, c.CPU); err != nil {
+		return nil, err
+	}
+	var out [][]kvm.CPUIDEntry
+	for i := range c.CPUs {
+		out = append(out, cpuidOf(supported, i, c.CPUs))
+	}
+	return out, nil
+}
+
 // cpuidOf is what processor id of n answers: what the host and KVM can do,
 // with its own number where the leaves have one (SDM volume 2, CPUID).
 func cpuidOf(supported []kvm.CPUIDEntry, id, n int) []kvm.CPUIDEntry {

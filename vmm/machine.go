@@ -26,6 +26,7 @@ const (
 	highWindow   = 1 << 38 // above what memory there may be
 	highWindowTo = 1<<39 - 1
 	maxMemory    = highWindow - memory.HoleEnd
+	maxCPUs      = 254 // whose APIC ids have 8 bits
 
 	serialPort = 0x3f8
 	serialGSI  = 4
@@ -43,7 +44,9 @@ const (
 type Config struct {
 	CPUs   int
 	Memory uint64 // bytes, whole pages
-	Linux  boot.Linux
+	// CPU is what the processors are: a Baseline, or "" for the host's.
+	CPU   string
+	Linux boot.Linux
 	// Console is where the serial port sends to.
 	Console io.Writer
 	// Devices are its devices at the start. They stay the caller's: once the
@@ -100,18 +103,27 @@ type Machine struct {
 	life   sync.Mutex // held by who pauses or lets go on
 	paused bool
 	clock  kvm.ClockData // while it is paused
+	saved  string        // the snapshot since which is noted what is written
+	msrs   []uint32      // of which its processors' state consists
 }
 
 // New puts a machine together and its kernel into its memory.
 func New(sys *kvm.System, c Config) (_ *Machine, err error) {
-	if c.Memory > maxMemory {
+	switch {
+	case c.Memory > maxMemory:
 		return nil, fmt.Errorf("%d GiB of memory are more than a machine can have", c.Memory>>30)
+	case c.CPUs < 1 || c.CPUs > maxCPUs:
+		return nil, fmt.Errorf("%d processors are too few or too many: a machine has up to %d", c.CPUs, maxCPUs)
+	}
+	cpuid, err := cpuidFor(sys, c)
+	if err != nil {
+		return nil, err
 	}
 	ram, err := memory.New(c.Memory, memory.Options{})
 	if err != nil {
 		return nil, err
 	}
-	m, err := assemble(sys, c, ram)
+	m, err := assemble(sys, c, ram, cpuid)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +142,7 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 
 // assemble makes all of a machine but its devices, around memory that it takes
 // over.
-func assemble(sys *kvm.System, c Config, ram *memory.Memory) (_ *Machine, err error) {
+func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUIDEntry) (_ *Machine, err error) {
 	m := &Machine{memory: ram, ejected: c.Ejected}
 	m.gate.init()
 	defer func() {
@@ -138,6 +150,9 @@ func assemble(sys *kvm.System, c Config, ram *memory.Memory) (_ *Machine, err er
 			m.Close()
 		}
 	}()
+	if m.msrs, err = sys.MSRs(); err != nil {
+		return nil, err
+	}
 	if m.vm, err = sys.CreateVM(); err != nil {
 		return nil, err
 	}
@@ -153,7 +168,7 @@ func assemble(sys *kvm.System, c Config, ram *memory.Memory) (_ *Machine, err er
 	if err := m.addPlatform(c); err != nil {
 		return nil, err
 	}
-	return m, m.addCPUs(sys, c.CPUs)
+	return m, m.addCPUs(cpuid)
 }
 
 // boot puts kernel and tables into memory and the first processor at their

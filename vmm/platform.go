@@ -84,3 +84,15 @@ func (p *powerPorts) press(event byte) error {
 	}
 	return nil
 }
+
+func (p *powerPorts) save() byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.events
+}
+
+func (p *powerPorts) restore(events byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.events = events
+}

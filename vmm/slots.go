@@ -55,3 +55,15 @@ func (s *slotPorts) Write(offset uint64, data []byte) {
 		s.machine.eject(bits.TrailingZeros32(b))
 	}
 }
+
+func (s *slotPorts) save() [2]uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return [2]uint32{s.filled, s.leaving}
+}
+
+func (s *slotPorts) restore(v [2]uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.filled, s.leaving = v[0], v[1]
+}

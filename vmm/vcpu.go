@@ -15,6 +15,7 @@ import (
 type vcpu struct {
 	machine *Machine
 	cpu     *kvm.VCPU
+	cpuid   []kvm.CPUIDEntry
 
 	mu     sync.Mutex
 	thread int // 0 while there is none
@@ -27,19 +28,16 @@ const (
 	eferLME, eferLMA    = 1 << 8, 1 << 10
 )
 
-// addCPUs makes the processors. All but the first wait until that wakes them.
-func (m *Machine) addCPUs(sys *kvm.System, n int) error {
-	cpuid, err := sys.SupportedCPUID()
-	if err != nil {
-		return err
-	}
-	for i := range n {
+// addCPUs makes a processor for each answer to CPUID. All but the first wait
+// until that wakes them.
+func (m *Machine) addCPUs(cpuid [][]kvm.CPUIDEntry) error {
+	for i, leaves := range cpuid {
 		c, err := m.vm.CreateVCPU(i)
 		if err != nil {
 			return err
 		}
-		m.cpus = append(m.cpus, &vcpu{machine: m, cpu: c})
-		if err := c.SetCPUID(cpuidOf(cpuid, i, n)); err != nil {
+		m.cpus = append(m.cpus, &vcpu{machine: m, cpu: c, cpuid: leaves})
+		if err := c.SetCPUID(leaves); err != nil {
 			return err
 		}
 	}

@@ -157,17 +157,17 @@ func (s *System) Close() error { return s.dev.Close() }
 // Check returns what the kernel says of a capability: 0 if it has none.
 func (s *System) Check(c Cap) (int, error) { return ioctl(s.dev, kvmCheckExtension, uintptr(c)) }
 
-// maxCPUID bounds what KVM_GET_SUPPORTED_CPUID returns (KVM_MAX_CPUID_ENTRIES).
-const maxCPUID = 256
+// MaxCPUID bounds what KVM_GET_SUPPORTED_CPUID returns (KVM_MAX_CPUID_ENTRIES).
+const MaxCPUID = 256
 
 // SupportedCPUID is what the host's processor and KVM can give a guest.
 func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	var m cpuidMessage
-	m.n = maxCPUID
+	m.n = MaxCPUID
 	if err := ioctlPtr(s.dev, kvmGetSupportedCPUID, unsafe.Pointer(&m)); err != nil {
 		return nil, fmt.Errorf("ask for the supported CPUID: %w", err)
 	}
-	return append([]CPUIDEntry(nil), m.entries[:min(m.n, maxCPUID)]...), nil
+	return append([]CPUIDEntry(nil), m.entries[:min(m.n, MaxCPUID)]...), nil
 }
 
 // MSRs are the model specific registers whose values make up a vCPU's state.

@@ -130,7 +130,7 @@ func (c *VCPU) SetXSAVE(area []byte) error {
 
 // SetCPUID says what CPUID answers. It comes before the first Run.
 func (c *VCPU) SetCPUID(entries []CPUIDEntry) error {
-	if len(entries) > maxCPUID {
+	if len(entries) > MaxCPUID {
 		return fmt.Errorf("%d CPUID leaves are too many", len(entries))
 	}
 	m := &cpuidMessage{n: uint32(len(entries))}
@@ -138,18 +138,18 @@ func (c *VCPU) SetCPUID(entries []CPUIDEntry) error {
 	return c.set(kvmSetCPUID2, unsafe.Pointer(m), "CPUID")
 }
 
-// maxMSRs bounds a call (MAX_IO_MSRS is 256).
-const maxMSRs = 256
+// MaxMSRs bounds a call (MAX_IO_MSRS is 256).
+const MaxMSRs = 256
 
 type msrMessage struct {
 	n, _    uint32
-	entries [maxMSRs]MSR
+	entries [MaxMSRs]MSR
 }
 
 // MSRs reads registers by their Index and fills in their values. The kernel
 // stops at the first that it doesn't have, which n tells.
 func (c *VCPU) MSRs(list []MSR) (n int, err error) {
-	if len(list) > maxMSRs {
+	if len(list) > MaxMSRs {
 		return 0, fmt.Errorf("%d MSRs are too many at once", len(list))
 	}
 	m := &msrMessage{n: uint32(len(list))}
@@ -164,7 +164,7 @@ func (c *VCPU) MSRs(list []MSR) (n int, err error) {
 // SetMSRs writes registers, up to the first that the kernel refuses, which n
 // tells.
 func (c *VCPU) SetMSRs(list []MSR) (n int, err error) {
-	if len(list) > maxMSRs {
+	if len(list) > MaxMSRs {
 		return 0, fmt.Errorf("%d MSRs are too many at once", len(list))
 	}
 	m := &msrMessage{n: uint32(len(list))}

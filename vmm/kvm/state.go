@@ -115,7 +115,7 @@ const CPUIDIndexed = 1
 
 type cpuidMessage struct {
 	n, _    uint32
-	entries [maxCPUID]CPUIDEntry
+	entries [MaxCPUID]CPUIDEntry
 }
 
 // MSR is a model specific register.
