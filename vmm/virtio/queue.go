@@ -274,11 +274,3 @@ func RestoreQueue(m *memory.Memory, s State) (*Queue, error) {
 	q.next, q.done, q.signaled, q.told = s.Next, s.Done, s.Signaled, s.Told
 	return q, nil
 }
-
-// Length is how many bytes pieces have.
-func Length(pieces [][]byte) (n int) {
-	for _, p := range pieces {
-		n += len(p)
-	}
-	return n
-}
