@@ -113,10 +113,8 @@ func (c *Controller) DeleteImage(ctx context.Context, ref string, force bool) er
 	}
 	used := c.inUse()
 	if users := used[img.Digest]; len(users) > 0 && force {
-		for _, name := range img.Names {
-			if err := c.images.Untag(ctx, name); err != nil {
-				return err
-			}
+		if err := c.images.Untag(ctx, img.Digest); err != nil {
+			return err
 		}
 		c.emit("image.untagged", &api.Meta{Name: ref, ID: img.Digest}, "kept for "+fmtList(users), nil)
 		return nil

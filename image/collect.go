@@ -16,33 +16,22 @@ import (
 func (s *Store) Delete(_ context.Context, ref string, inUse map[string]bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	digest, err := s.find(ref)
+	digest, err := s.find(ref, "")
 	if err != nil {
 		return err
 	}
-	complete, err := completeName(ref)
-	if err == nil && s.names[complete] == digest {
-		if complete == baseName {
-			return s.untag(complete) // says why not
-		}
-		if s.count(digest) > 1 {
-			return s.untag(complete)
-		}
+	if key, ok := s.keyOf(ref, digest); ok && s.count(digest) > 1 {
+		return s.untag(digest, func(k string) bool { return k == key })
 	}
 	if s.names[baseName] == digest {
-		return s.untag(baseName)
+		return s.untag(digest, every) // says why not
 	}
 	if inUse[digest] {
 		return api.Errorf(api.CodeInUse, "image %s is used by an instance", ref).
 			WithHint("delete the instances made from it first")
 	}
-	before := maps.Clone(s.names)
-	maps.DeleteFunc(s.names, func(_, d string) bool { return d == digest })
-	if !maps.Equal(before, s.names) {
-		if err := s.saveNames(); err != nil {
-			s.names = before
-			return within("save image names", err)
-		}
+	if err := s.untag(digest, every); err != nil {
+		return err
 	}
 	_, err = s.remove(digest)
 	return err

@@ -36,7 +36,7 @@ func (s *Store) Export(ctx context.Context, ref, format string, w io.Writer) err
 	}
 	defer end()
 	s.mu.RLock()
-	digest, err := s.find(ref)
+	digest, err := s.find(ref, "")
 	if err != nil {
 		s.mu.RUnlock()
 		return err

@@ -74,7 +74,7 @@ type Store struct {
 
 	mu     sync.RWMutex // guards what follows, and the files it mirrors
 	images map[string]*record
-	names  map[string]string // complete name to digest
+	names  map[string]string // key of a complete name to digest
 	held   map[string]int    // roots and disks that work counts on, beside those of records
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -27,23 +28,82 @@ func completeName(name string) (string, error) {
 	return r.String(), nil
 }
 
-// Get finds an image by name, by digest, or by at least six digits of one.
+// hostPlatform is that of the programs which this host can execute.
+const hostPlatform = "linux/" + runtime.GOARCH
+
+// key is what a name is kept by. There is one for each platform: all that a
+// registry has under a name can be here. That of the host's platform is the
+// name itself; another has its platform behind a space, which no name has.
+func (s *Store) key(name, digest string) string {
+	if rec := s.images[digest]; rec != nil && !suits(rec, hostPlatform) {
+		return name + " " + rec.Image.Platform
+	}
+	return name
+}
+
+// nameOf is the name in a key.
+func nameOf(key string) string {
+	name, _, _ := strings.Cut(key, " ")
+	return name
+}
+
+// suits tells whether an image is for a platform, of any variant. Disks are
+// for what can boot them.
+func suits(rec *record, platform string) bool {
+	have := rec.Image.Platform
+	return have == "" || have == platform || strings.HasPrefix(have, platform+"/")
+}
+
+// Get finds an image by name, by digest, or by at least six digits of one. Of
+// several platforms under one name the host's is the first.
 func (s *Store) Get(_ context.Context, ref string) (*api.Image, error) {
+	return s.get(ref, "")
+}
+
+// Find is Get for a platform, as OS/ARCH; empty is the host's. By name it
+// finds no image for another one. A digest says by itself which it is.
+func (s *Store) Find(_ context.Context, ref, platform string) (*api.Image, error) {
+	return s.get(ref, cmp.Or(platform, hostPlatform))
+}
+
+func (s *Store) get(ref, platform string) (*api.Image, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	digest, err := s.find(ref)
+	digest, err := s.find(ref, platform)
 	if err != nil {
 		return nil, err
 	}
 	return s.view(s.images[digest]), nil
 }
 
+// named resolves a complete name, for any platform if that is empty; the
+// caller holds s.mu. If there are only images of other platforms, it tells one.
+func (s *Store) named(name, platform string) (digest, other string) {
+	var first string
+	for key, d := range s.names {
+		if nameOf(key) != name {
+			continue
+		}
+		if rec := s.images[d]; platform != "" && !suits(rec, platform) {
+			other = rec.Image.Platform
+		} else if first == "" || key < first {
+			first, digest = key, d
+		}
+	}
+	return digest, other
+}
+
 // find resolves a reference; the caller holds s.mu.
-func (s *Store) find(ref string) (digest string, err error) {
+func (s *Store) find(ref, platform string) (digest string, err error) {
 	name, nameErr := completeName(ref)
 	if nameErr == nil {
-		if digest, ok := s.names[name]; ok {
+		digest, other := s.named(name, platform)
+		if digest != "" {
 			return digest, nil
+		}
+		if other != "" {
+			return "", api.Errorf(api.CodeNotFound, "image %q is on this host for %s, and not for %s", ref, other, platform).
+				WithHint("cleave image pull %s --platform %s", ref, platform)
 		}
 		if _, d, ok := strings.Cut(name, "@"); ok && s.images[d] != nil {
 			return d, nil
@@ -89,9 +149,9 @@ func (s *Store) noBase() error {
 func (s *Store) view(rec *record) *api.Image {
 	img := rec.api()
 	img.Names = []string{}
-	for name, digest := range s.names {
+	for key, digest := range s.names {
 		if digest == img.Digest {
-			img.Names = append(img.Names, name)
+			img.Names = append(img.Names, nameOf(key))
 		}
 	}
 	slices.Sort(img.Names)
@@ -127,8 +187,8 @@ func (s *Store) List(context.Context) ([]api.Image, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	names := make(map[string][]string, len(s.images))
-	for name, digest := range s.names {
-		names[digest] = append(names[digest], name)
+	for key, digest := range s.names {
+		names[digest] = append(names[digest], nameOf(key))
 	}
 	list := make([]api.Image, 0, len(s.images))
 	for digest, rec := range s.images {
@@ -141,12 +201,12 @@ func (s *Store) List(context.Context) ([]api.Image, error) {
 		if (len(a.Names) == 0) != (len(b.Names) == 0) {
 			return len(b.Names) - len(a.Names)
 		}
-		return cmp.Or(slices.Compare(a.Names, b.Names), cmp.Compare(a.Digest, b.Digest))
+		return cmp.Or(slices.Compare(a.Names, b.Names), cmp.Compare(a.Platform, b.Platform), cmp.Compare(a.Digest, b.Digest))
 	})
 	return list, nil
 }
 
-// Tag gives an image a further name, taking it from any other.
+// Tag gives an image a further name, taking it from any other of its platform.
 func (s *Store) Tag(_ context.Context, ref, name string) error {
 	complete, err := tagName(name)
 	if err != nil {
@@ -154,7 +214,7 @@ func (s *Store) Tag(_ context.Context, ref, name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	digest, err := s.find(ref)
+	digest, err := s.find(ref, "")
 	if err != nil {
 		return err
 	}
@@ -179,7 +239,7 @@ func tagName(name string) (string, error) {
 func (s *Store) setNames(digest string, names ...string) error {
 	before := maps.Clone(s.names)
 	for _, n := range names {
-		s.names[n] = digest
+		s.names[s.key(n, digest)] = digest
 	}
 	if maps.Equal(before, s.names) {
 		return nil
@@ -191,28 +251,47 @@ func (s *Store) setNames(digest string, names ...string) error {
 	return nil
 }
 
-// Untag takes a name away and keeps the image.
-func (s *Store) Untag(_ context.Context, name string) error {
-	complete, err := completeName(name)
+// Untag takes a name away, or all that an image has if it is given by its
+// digest, and keeps the image.
+func (s *Store) Untag(_ context.Context, ref string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	digest, err := s.find(ref, "")
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.untag(complete)
+	if key, ok := s.keyOf(ref, digest); ok {
+		return s.untag(digest, func(k string) bool { return k == key })
+	}
+	return s.untag(digest, every)
 }
 
-func (s *Store) untag(complete string) error {
-	digest, ok := s.names[complete]
-	switch {
-	case !ok:
-		return api.Errorf(api.CodeNotFound, "there is no image name %s", complete)
-	case complete == baseName:
-		return api.Errorf(api.CodeInvalid, "the built-in image can't be removed")
+// keyOf is the key by which a reference found an image, if it is a name.
+func (s *Store) keyOf(ref, digest string) (string, bool) {
+	name, err := completeName(ref)
+	if err != nil {
+		return "", false
 	}
-	delete(s.names, complete)
+	key := s.key(name, digest)
+	return key, s.names[key] == digest
+}
+
+func every(string) bool { return true }
+
+// untag takes those names of an image away whose keys are meant; the caller
+// holds s.mu.
+func (s *Store) untag(digest string, meant func(key string) bool) error {
+	before := maps.Clone(s.names)
+	maps.DeleteFunc(s.names, func(key, d string) bool { return d == digest && meant(key) })
+	switch {
+	case s.names[baseName] != before[baseName]:
+		s.names = before
+		return api.Errorf(api.CodeInvalid, "the built-in image can't be removed")
+	case maps.Equal(before, s.names):
+		return nil
+	}
 	if err := s.saveNames(); err != nil {
-		s.names[complete] = digest
+		s.names = before
 		return within("save image names", err)
 	}
 	return nil

@@ -19,14 +19,18 @@ import (
 // Pull brings an image from a registry, or finds that it is already the one
 // that the registry has, and names it.
 func (s *Store) Pull(ctx context.Context, req api.ImagePull, p Progress) (*api.Image, error) {
-	if name, err := completeName(req.Reference); err == nil && name == baseName {
-		return s.Get(ctx, baseName)
-	}
-	ref, err := reference.Parse(req.Reference)
+	platform, err := manifest.ParsePlatform(req.Platform)
 	if err != nil {
 		return nil, err
 	}
-	platform, err := manifest.ParsePlatform(req.Platform)
+	if name, err := completeName(req.Reference); err == nil && name == baseName {
+		if platform.String() != hostPlatform {
+			return nil, api.Errorf(api.CodeUnsupported, "image \"base\" is made of this host's own programs, and there is none for %s", platform.String()).
+				WithHint("use an image from a registry that has it for this platform")
+		}
+		return s.Get(ctx, baseName)
+	}
+	ref, err := reference.Parse(req.Reference)
 	if err != nil {
 		return nil, err
 	}

@@ -262,6 +262,82 @@ func TestPullChoosesThePlatform(t *testing.T) {
 	wantError(t, err, api.CodeInvalid, "nonsense")
 }
 
+// TestOneNameForSeveralPlatforms pulls all that an index has under one name:
+// each stays to be found, and the host's comes first.
+func TestOneNameForSeveralPlatforms(t *testing.T) {
+	r := newRegistry(t)
+	dir := t.TempDir()
+	at := func(o *Options) { o.Dir = dir }
+	s := openStore(t, at)
+	platforms := []string{"linux/" + runtime.GOARCH, "linux/riscv64", "linux/arm/v7"}
+	var entries []v1.Descriptor
+	for n, p := range platforms {
+		parts := strings.Split(p+"/", "/")
+		entries = append(entries, r.push(fmt.Sprintf("many:p%d", n), smallImage(t, p), func(c *v1.ConfigFile, _ *v1.Manifest) {
+			c.OS, c.Architecture, c.Variant = parts[0], parts[1], parts[2]
+		}).desc)
+	}
+	ref := r.index("many:all", entries...)
+	for _, n := range []int{1, 0, 2} {
+		if _, err := s.Find(t.Context(), ref, platforms[n]); !api.IsCode(err, api.CodeNotFound) {
+			t.Errorf("%s before it was pulled: %v", platforms[n], err)
+		}
+		if _, err := s.Pull(t.Context(), api.ImagePull{Reference: ref, Platform: platforms[n]}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := func(s *Store, want ...int) {
+		t.Helper()
+		got := map[string]string{}
+		for _, p := range append(platforms, "") {
+			if img, err := s.Find(t.Context(), ref, p); err == nil {
+				got[p] = img.Digest
+			}
+		}
+		if img, err := s.Get(t.Context(), ref); err == nil {
+			got["any"] = img.Digest
+		}
+		all := map[string]string{}
+		for _, n := range want {
+			all[platforms[n]] = entries[n].Digest.String()
+		}
+		all["any"] = entries[want[0]].Digest.String()
+		if want[0] == 0 {
+			all[""] = all["any"]
+		}
+		if d := cmp.Diff(all, got); d != "" {
+			t.Error(d)
+		}
+	}
+	found(s, 0, 1, 2)
+	if img, err := s.Find(t.Context(), entries[1].Digest.String(), platforms[0]); err != nil || img.Platform != platforms[1] {
+		t.Errorf("by its digest: %+v, %v", img, err)
+	}
+	list, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, i := range list {
+		names = append(names, fmt.Sprint(i.Names, i.Platform))
+	}
+	want := []string{fmt.Sprint([]string{ref}, "linux/"+runtime.GOARCH), fmt.Sprint([]string{ref}, "linux/arm/v7"), fmt.Sprint([]string{ref}, "linux/riscv64")}
+	if slices.Sort(want); !slices.Equal(names, want) {
+		t.Errorf("listed: %v", names)
+	}
+	s.Close()
+	s = openStore(t, at)
+	found(s, 0, 1, 2)
+	if err := s.Delete(t.Context(), ref, nil); err != nil {
+		t.Fatal(err)
+	}
+	found(s, 2, 1) // the first by name
+	if err := s.Untag(t.Context(), entries[2].Digest.String()); err != nil {
+		t.Fatal(err)
+	}
+	found(s, 1)
+}
+
 func TestPullByDigest(t *testing.T) {
 	r := newRegistry(t)
 	s := openStore(t)

@@ -82,9 +82,9 @@ func (s *Store) load() error {
 	if err := readJSON(s.dir(fileNames), &names); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("image names lost", "error", err)
 	}
-	for name, digest := range names {
+	for key, digest := range names {
 		if s.images[digest] != nil {
-			s.names[name] = digest
+			s.names[s.key(nameOf(key), digest)] = digest
 		}
 	}
 	_, err = s.sweep()
