@@ -123,9 +123,6 @@ func (t *task) machine(ctx context.Context, s *engine.Spec, img *api.Image) (*en
 	c, in := t.c, t.in
 	m := &engine.Machine{Arch: archOf(in), CPUs: cpusOf(in), Memory: memoryOf(in), Accel: in.Spec.Machine.Accel}
 	if !ownSystem(in) {
-		if err := sameArch(in, img); err != nil {
-			return nil, err
-		}
 		k, err := c.Kernels.Boot(ctx, kindOf(in), m.Arch, in.Spec.Machine.Kernel)
 		if err != nil {
 			return nil, err
@@ -163,7 +160,7 @@ func (t *task) machine(ctx context.Context, s *engine.Spec, img *api.Image) (*en
 	return m, nil
 }
 
-// sameArch refuses to boot an image with a kernel of another architecture.
+// sameArch refuses to run an image by a kernel of another architecture.
 func sameArch(in *api.Instance, img *api.Image) error {
 	_, arch, _ := strings.Cut(img.Platform, "/")
 	arch, _, _ = strings.Cut(arch, "/")
@@ -171,7 +168,7 @@ func sameArch(in *api.Instance, img *api.Image) error {
 		return nil
 	}
 	return api.Errorf(api.CodeUnsupported, "image %s is for %s, the instance for %s", in.Spec.Image, arch, archOf(in)).WithField("spec.machine.arch").
-		WithHint("`cleave image pull %s --platform linux/%s` brings the other one, if there is one", in.Spec.Image, archOf(in))
+		WithHint("choose an image that there is for %s; kind vm with --arch %s runs this one", archOf(in), arch)
 }
 
 // medium finds what is in the instance's drive; empty for nothing.

@@ -37,6 +37,9 @@ func (t *task) spec(ctx context.Context) (*engine.Spec, []network.Port, error) {
 		ShmSize: in.Spec.ShmSize, Security: in.Spec.Security,
 	}
 	if !ownSystem(in) {
+		if err := sameArch(in, img); err != nil {
+			return nil, nil, err
+		}
 		s.Image = engine.Image{Digest: img.Digest, EROFS: c.images.EROFS(img.Digest)}
 		if s.Proc, err = process(in, img.Config); err != nil {
 			return nil, nil, err

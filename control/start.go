@@ -85,11 +85,20 @@ func (t *task) image(ctx context.Context) (*api.Image, error) {
 	if t.in.Spec.Image == "" {
 		return nil, nil
 	}
-	img, err := t.c.images.Get(ctx, t.in.Spec.Image)
+	img, err := t.c.images.Find(ctx, t.in.Spec.Image, platformOf(t.in))
 	if err == nil || !api.IsCode(err, api.CodeNotFound) {
 		return img, err
 	}
-	return t.c.images.Pull(ctx, api.ImagePull{Reference: t.in.Spec.Image, Platform: platformOf(t.in)}, t.progress)
+	img, perr := t.c.images.Pull(ctx, api.ImagePull{Reference: t.in.Spec.Image, Platform: platformOf(t.in)}, t.progress)
+	if perr == nil || ctx.Err() != nil {
+		return img, perr
+	}
+	if here, err := t.c.images.Get(ctx, t.in.Spec.Image); err == nil {
+		if other := api.AsError(sameArch(t.in, here)); other != nil {
+			return nil, api.Errorf(other.Code, "%w, and the other could not be had: %w", other, perr).WithField(other.Field).WithHint("%s", other.Hint)
+		}
+	}
+	return nil, perr
 }
 
 // platformOf is what a registry is asked for; empty for the host's own.
