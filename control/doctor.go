@@ -34,7 +34,9 @@ func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 		findings = append(findings, api.Finding{Area: string(kind), Name: "engine", State: state, Detail: detail, Remedy: remedy})
 		findings = append(findings, f...)
 		if kind != api.KindContainer && caps.Available {
-			findings = append(findings, c.kernelFinding(kind))
+			for _, arch := range caps.Archs {
+				findings = append(findings, c.kernelFinding(kind, arch))
+			}
 		}
 	}
 	pools := filepath.Join(c.Data, "pools")

@@ -109,6 +109,9 @@ func (c *Controller) able(ctx context.Context, in *api.Instance) error {
 		if what == "" || f.has(caps, d) {
 			continue
 		}
+		if caps, _ = w.look(ctx, true); f.has(caps, d) {
+			continue // it was installed meanwhile
+		}
 		hint := c.kindsThat(ctx, func(caps engine.Capabilities) bool { return f.has(caps, d) })
 		if r := w.remedy(archOf(in)); r != "" && f.field == "spec.machine.arch" {
 			hint = r

@@ -57,15 +57,21 @@ func (c *Controller) namedKernel(in *api.Instance) error {
 }
 
 // kernelFinding tells the doctor what boots images in a kind of machine.
-func (c *Controller) kernelFinding(kind api.Kind) api.Finding {
+func (c *Controller) kernelFinding(kind api.Kind, arch string) api.Finding {
 	f := api.Finding{Area: string(kind), Name: "kernel for images", State: "ok"}
-	k, err := c.Kernels.Get(kind, runtime.GOARCH, "")
-	if err != nil {
-		e := api.AsError(err)
-		f.State, f.Detail, f.Remedy = "missing", e.Message, e.Hint
-		return f
+	if arch != runtime.GOARCH {
+		f.Name = "kernel for " + arch
 	}
-	f.Detail = k.Name
+	k, err := c.Kernels.Get(kind, arch, "")
+	if err == nil {
+		f.Detail = k.Name
+		if c.AgentFor != nil { // its initramfs has the agent
+			_, err = c.AgentFor(arch)
+		}
+	}
+	if e := api.AsError(err); e != nil {
+		f.State, f.Detail, f.Remedy = "missing", e.Message, e.Hint
+	}
 	return f
 }
 

@@ -193,10 +193,21 @@ func TestNamedKernelMustFit(t *testing.T) {
 func TestDoctorTellsWhatBootsImages(t *testing.T) {
 	w := newWorld(t)
 	withKernels(w, api.Kernel{Name: "a", Kind: api.KindVM, Arch: runtime.GOARCH, Default: true})
-	if f := w.c.kernelFinding(api.KindVM); f.State != "ok" || f.Detail != "a" {
+	if f := w.c.kernelFinding(api.KindVM, runtime.GOARCH); f.State != "ok" || f.Detail != "a" {
 		t.Errorf("%+v", f)
 	}
-	if f := w.c.kernelFinding(api.KindPVM); f.State != "missing" || f.Detail == "" {
+	if f := w.c.kernelFinding(api.KindPVM, runtime.GOARCH); f.State != "missing" || f.Detail == "" {
+		t.Errorf("%+v", f)
+	}
+	// Another architecture needs a kernel and an agent of its own.
+	withKernels(w, api.Kernel{Name: "foreign", Kind: api.KindVM, Arch: "riscv64", Default: true})
+	if f := w.c.kernelFinding(api.KindVM, "riscv64"); f.State != "ok" || f.Name != "kernel for riscv64" {
+		t.Errorf("%+v", f)
+	}
+	w.c.AgentFor = func(arch string) (string, error) {
+		return "", api.Errorf(api.CodeUnsupported, "no agent for %s", arch).WithHint("make agents")
+	}
+	if f := w.c.kernelFinding(api.KindVM, "riscv64"); f.State != "missing" || f.Remedy != "make agents" {
 		t.Errorf("%+v", f)
 	}
 }

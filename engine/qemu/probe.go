@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"runtime"
-	"strings"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
@@ -31,7 +30,6 @@ func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding
 	add := func(name, state, detail, remedy string) {
 		findings = append(findings, api.Finding{Area: "vm", Name: name, State: state, Detail: detail, Remedy: remedy})
 	}
-	var others []string
 	for _, a := range archs {
 		path, err := m.tools.find(ctx, a)
 		if a.name == runtime.GOARCH {
@@ -44,7 +42,7 @@ func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding
 			add("QEMU", ok, m.tools.describe(path), "")
 		} else if err == nil {
 			caps.Archs = append(caps.Archs, a.name)
-			others = append(others, a.name)
+			add("architecture "+a.name, ok, "translated, by "+path, "")
 		} else if api.IsCode(err, api.CodeUnsupported) {
 			add("architecture "+a.name, missing, api.AsError(err).Message, api.AsError(err).Hint)
 		}
@@ -53,9 +51,6 @@ func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding
 		caps.Reason = api.Errorf(api.CodeUnsupported, "virtual machines are not supported on hosts of architecture %s", runtime.GOARCH)
 		add("QEMU", missing, caps.Reason.Message, "")
 		return caps, findings
-	}
-	if others != nil {
-		add("other architectures", ok, strings.Join(others, ", ")+", translated", "")
 	}
 	caps.Available = true
 	if k := m.measureKVM(); k.usable {
