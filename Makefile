@@ -49,7 +49,7 @@ lint: ## formatting and static checks
 generate: ## rewrite what is generated: docs/api.md, docs/cli.md
 	go generate ./...
 
-install: build ## install below PREFIX (and DESTDIR), with systemd units and man pages
+install: build agents ## install below PREFIX (and DESTDIR), with systemd units and man pages
 	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" script/install
 
 uninstall: ## remove what install put there
