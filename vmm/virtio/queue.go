@@ -117,6 +117,8 @@ type Chain struct {
 	head     uint16
 	Readable [][]byte
 	Writable [][]byte
+	// writable is Writable, whatever a device makes of that.
+	writable [][]byte
 }
 
 // Next returns the next request, nil if there is none.
@@ -150,7 +152,7 @@ func (q *Queue) Take(c *Chain) (ok bool, err error) {
 // follow collects the descriptors from head on. The bound on their number
 // ends those that lead in a circle.
 func (q *Queue) follow(c *Chain, head uint16) error {
-	c.head, c.Readable, c.Writable = head, c.Readable[:0], c.Writable[:0]
+	c.head, c.Readable, c.Writable, c.writable = head, c.Readable[:0], c.Writable[:0], c.writable[:0]
 	table, indirect := q.desc, false
 	limit := min(int(q.conf.Size), maxChain)
 	for i, n := head, 0; ; n++ {
@@ -197,7 +199,7 @@ func (c *Chain) add(m *memory.Memory, addr uint64, size uint32, write bool) erro
 	case err != nil:
 		return broken("descriptor: %v", err)
 	case write:
-		c.Writable = append(c.Writable, b)
+		c.Writable, c.writable = append(c.Writable, b), append(c.writable, b)
 	case len(c.Writable) > 0:
 		return broken("a readable descriptor behind a writable one") // 2.7.4.2
 	default:
@@ -217,7 +219,7 @@ func (q *Queue) Done(c *Chain, n uint32) {
 	binary.LittleEndian.PutUint32(e[4:], n)
 	q.done++
 	store16(q.used[2:], q.done)
-	for _, b := range c.Writable {
+	for _, b := range c.writable {
 		q.mem.Wrote(b)
 	}
 	q.mem.Wrote(q.used)
