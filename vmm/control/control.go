@@ -1,0 +1,130 @@
+// Package control is the small protocol by which a monitor's process is told
+// what to do with its guest: over a stream socket of the host's, one JSON
+// object on a line for a request, one for its reply, in order.
+//
+// A request is {"id": 1, "do": "add-disk", "args": {...}, "files": 1}. Its
+// verb says what args are (the methods of Machine, and the types here); files
+// is how many open descriptors came with its bytes (unix(7), SCM_RIGHTS),
+// which is how a process that can open nothing gets disks, ports and places
+// for snapshots. A reply is {"id": 1, "result": {...}} or
+// {"id": 1, "error": "..."}. Fields that aren't known are refused.
+//
+// Server serves a Machine, and Client is one at the other end. What comes from
+// a connection is bounded and checked; requests of one are handled one after
+// the other, of several at a time.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"time"
+)
+
+// Machine is what can be told.
+type Machine interface {
+	Status(context.Context) (Status, error)
+	Metrics(context.Context) (Metrics, error)
+	// Pause and Resume stop the guest and let it go on.
+	Pause(context.Context) error
+	Resume(context.Context) error
+	// PowerButton asks the guest to shut down, Reset starts it anew, Stop pulls
+	// its plug.
+	PowerButton(context.Context) error
+	Reset(context.Context) error
+	Stop(context.Context) error
+	// AddDisk and AddNet plug a device in. The file is the machine's from then
+	// on, also after an error.
+	AddDisk(context.Context, Disk, *os.File) error
+	AddNet(context.Context, Net, *os.File) error
+	// Remove asks the guest to let go of a device, and waits for that.
+	Remove(context.Context, Remove) error
+	SetLimits(context.Context, SetLimits) error
+	// SetMemory has the guest leave all but so many bytes to the host.
+	SetMemory(context.Context, SetMemory) error
+	// Save writes a snapshot to two empty files, which are the machine's too.
+	Save(ctx context.Context, o Save, state, memory *os.File) error
+}
+
+// Status is how a machine is.
+type Status struct {
+	State   string   `json:"state"` // running or paused
+	CPUs    int      `json:"cpus"`
+	Memory  uint64   `json:"memory"`
+	Devices []string `json:"devices"`
+	// Resets is how many times the guest was started anew.
+	Resets int `json:"resets"`
+}
+
+// Metrics are those of each device, by name; which there are depends on its
+// kind.
+type Metrics struct {
+	Devices map[string]json.RawMessage `json:"devices"`
+}
+
+// Disk is a disk to be added.
+type Disk struct {
+	Name     string `json:"name"`
+	Serial   string `json:"serial,omitempty"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+	Queues   int    `json:"queues,omitempty"`
+	Limits   Limits `json:"limits,omitzero"`
+}
+
+// Net is a port to be added.
+type Net struct {
+	Name   string `json:"name"`
+	MAC    string `json:"mac,omitempty"`
+	Limits Limits `json:"limits,omitzero"`
+}
+
+// Limits bound a device; 0 is no limit.
+type Limits struct {
+	BytesPerSecond      uint64 `json:"bytes,omitempty"`
+	OperationsPerSecond uint64 `json:"operations,omitempty"`
+}
+
+// Remove names a device.
+type Remove struct {
+	Name string `json:"name"`
+	// Timeout is how long the guest has, in nanoseconds; 0 is 30 seconds.
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// SetLimits changes a device's limits.
+type SetLimits struct {
+	Name   string `json:"name"`
+	Limits Limits `json:"limits"`
+}
+
+// SetMemory is how much the guest shall have.
+type SetMemory struct {
+	Bytes uint64 `json:"bytes"`
+}
+
+// Save says what a snapshot is to hold: vmm.SaveOptions.
+type Save struct {
+	Changes bool `json:"changes,omitempty"`
+	Track   bool `json:"track,omitempty"`
+}
+
+// request is one on the wire.
+type request struct {
+	ID    uint64          `json:"id"`
+	Do    string          `json:"do"`
+	Args  json.RawMessage `json:"args,omitempty"`
+	Files int             `json:"files,omitempty"`
+}
+
+// reply is one to it.
+type reply struct {
+	ID     uint64          `json:"id"`
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  string          `json:"error,omitempty"`
+}
+
+// Bounds of a request.
+const (
+	maxLine  = 64 << 10
+	maxFiles = 8
+)
