@@ -190,10 +190,23 @@ func (c *conn) put(p []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	n := min(len(p), c.e.pace.payload(), window-int(c.sent-c.taken))
+	n := min(len(p), window-int(c.sent-c.taken))
 	if n <= 0 || len(c.e.out) >= maxQueued || !c.e.pace.may() {
 		return 0, nil
 	}
+	h := &c.e.pace.hatch
+	if h.passes(n) && h.full() {
+		return 0, nil
+	}
+	if h.passes(n) {
+		n = min(n, maxPayload)
+		if word, ok := h.pass(p[:n]); ok {
+			c.e.send(frame{kind: parcel, conn: c.id, payload: word})
+			c.sent += uint64(n)
+			return n, nil
+		}
+	}
+	n = min(n, c.e.pace.payload())
 	c.e.send(frame{kind: data, conn: c.id, payload: p[:n]})
 	c.sent += uint64(n)
 	return n, nil

@@ -19,10 +19,11 @@ var ErrHungUp = errors.New("the host hung up")
 // the channel and its reader the only one that reads, so that whoever uses a
 // connection waits for neither.
 type endpoint struct {
-	ch   io.ReadWriteCloser
-	side kind          // of what it sends: 0 or fromGuest
-	wake chan struct{} // for the writer
-	done chan struct{} // closed when err is set
+	ch    io.ReadWriteCloser
+	hatch io.ReaderAt   // the guest's end, or nil
+	side  kind          // of what it sends: 0 or fromGuest
+	wake  chan struct{} // for the writer
+	done  chan struct{} // closed when err is set
 
 	mu     sync.Mutex
 	enc    encoder
@@ -55,12 +56,15 @@ func (e *endpoint) start(handle func(frame), damaged func(error)) {
 	notify(e.wake)
 	go e.write()
 	go func() {
-		s := scanner{bufio.NewReaderSize(e.ch, maxStuffed+1)}
+		s, t := scanner{bufio.NewReaderSize(e.ch, maxStuffed+1)}, taker{r: e.hatch}
 		for {
 			f, whole, err := s.next()
 			if err != nil && !errors.Is(err, ErrHungUp) {
 				e.fail(err)
 				return
+			}
+			if whole && e.side == fromGuest && f.kind == parcel {
+				f, whole = t.take(f)
 			}
 			e.mu.Lock()
 			switch {
@@ -141,7 +145,7 @@ func (e *endpoint) send(f frame) {
 	before := len(e.out)
 	e.out = e.enc.append(e.out, f)
 	if f.kind&^fromGuest >= connect {
-		e.pace.send(len(e.out) - before)
+		e.pace.send(len(e.out)-before, f.kind == parcel)
 	}
 	notify(e.wake)
 }

@@ -47,6 +47,7 @@ const (
 	ack     // payload: bytes consumed since the beginning, 8
 	finish  // end of the connection
 	credit  // guest: frames with a sequence that it has read, 4; about no connection
+	parcel  // host: data that lies in the hatch; payload: where
 
 	fromGuest kind = 0x80
 )

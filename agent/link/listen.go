@@ -21,8 +21,11 @@ type Listener struct {
 // ended, and so on until the channel ends.
 func Listen(ch io.ReadWriteCloser) *Listener {
 	l := &Listener{e: newEndpoint(ch, fromGuest), accepted: make(chan *conn, maxWaiting)}
+	if h, ok := ch.(HatchReader); ok {
+		l.e.hatch = h.Hatch()
+	}
 	l.e.send(frame{kind: reset})
-	l.e.start(l.take, l.e.end)
+	l.e.start(l.take, l.damaged)
 	return l
 }
 
@@ -62,7 +65,11 @@ func (l *Listener) take(f frame) {
 		// so that this is never in the middle of data. What the host before
 		// left unread may end in half a frame.
 		l.e.out = append(l.e.out, delimiter)
-		l.e.send(frame{kind: accept, session: f.session, payload: []byte{min(f.payload[0], newest)}})
+		answer := []byte{min(f.payload[0], newest)}
+		if l.e.hatch != nil && len(f.payload) > 3 && f.payload[3] == takesHatch {
+			answer = append(answer, takesHatch)
+		}
+		l.e.send(frame{kind: accept, session: f.session, payload: answer})
 	case known && f.kind == connect:
 		l.connect(f)
 	case known && f.kind > connect:
@@ -71,6 +78,16 @@ func (l *Listener) take(f frame) {
 		l.refused = f.session
 		l.e.send(frame{kind: reset, session: f.session})
 	}
+}
+
+// damaged ends the session, and tells a host that may send no more to be
+// answered; with mu held.
+func (l *Listener) damaged(err error) {
+	if session := l.e.session; session != 0 && !errors.Is(err, ErrHungUp) {
+		l.refused = session
+		l.e.send(frame{kind: reset, session: session})
+	}
+	l.e.end(err)
 }
 
 // connect begins a connection, or ends it at once if nobody accepts.

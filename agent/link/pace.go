@@ -19,23 +19,31 @@ const askCredit = 1
 // it; other frames are few and small.
 type pace struct {
 	limit    int    // bytes; 0 for no bound
-	flight   []int  // sizes of the frames that the guest has not told of
-	bytes    int    // their sum
+	flight   []sent // the frames that the guest has not told of
+	bytes    int    // the sum of their sizes
 	credited uint32 // frames that it told of
+	hatch    hatch
 
 	tell bool // the guest's side: the host wants to know
 	told bool // it knows
 }
 
+// sent is a frame on its way.
+type sent struct {
+	size   int
+	parcel bool
+}
+
 // begin forgets the session.
 func (p *pace) begin() {
 	p.flight, p.bytes, p.credited = nil, 0, 0
+	p.hatch = hatch{}
 	p.tell = false
 }
 
-func (p *pace) send(size int) {
+func (p *pace) send(size int, parcel bool) {
 	if p.limit > 0 {
-		p.flight = append(p.flight, size)
+		p.flight = append(p.flight, sent{size, parcel})
 		p.bytes += size
 	}
 }
@@ -61,8 +69,10 @@ func (p *pace) credit(payload []byte) bool {
 	if n < 1 || n > len(p.flight) {
 		return false
 	}
-	for _, size := range p.flight[:n] {
-		p.bytes -= size
+	for _, f := range p.flight[:n] {
+		if p.bytes -= f.size; f.parcel {
+			p.hatch.used--
+		}
 	}
 	p.flight = p.flight[n:]
 	p.credited += uint32(n)

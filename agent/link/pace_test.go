@@ -56,7 +56,7 @@ func TestPacedLineNeverHasMoreThanItTakes(t *testing.T) {
 
 func TestCreditThatIsNotDueEndsTheSession(t *testing.T) {
 	p := pace{limit: pacedTo}
-	p.send(10)
+	p.send(10, false)
 	for _, bad := range [][]byte{nil, {0, 0, 0}, {0, 0, 0, 2}, {255, 255, 255, 255}} {
 		if p.credit(bad) {
 			t.Errorf("% x is taken", bad)

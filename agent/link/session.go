@@ -27,6 +27,7 @@ const resend = time.Second
 type Session struct {
 	e      *endpoint
 	id     uint64
+	hatch  io.WriterAt // or nil
 	answer chan error
 	closed chan struct{}
 
@@ -50,6 +51,9 @@ func NewSession(ctx context.Context, ch io.ReadWriteCloser) (*Session, error) {
 	s := newSession(newEndpoint(ch, 0), binary.BigEndian.Uint64(id[:])|1)
 	if p, ok := ch.(Paced); ok {
 		s.e.pace.limit = p.Pace()
+	}
+	if h, ok := ch.(HatchWriter); ok && s.e.pace.limit > 0 {
+		s.hatch = h.Hatch()
 	}
 	s.ask()
 	s.e.start(s.take, s.damaged)
@@ -104,6 +108,9 @@ func (s *Session) ask() {
 		if s.e.pace.limit > 0 {
 			payload = append(payload, askCredit)
 		}
+		if s.hatch != nil {
+			payload = append(payload, takesHatch)
+		}
 		s.e.send(frame{kind: open, session: s.id, payload: payload})
 	}
 }
@@ -126,7 +133,7 @@ func (s *Session) take(f frame) {
 			s.skip(headSize) // the answer to having asked again
 			return
 		}
-		s.open = len(f.payload) == 1 && f.payload[0] >= oldest && f.payload[0] <= newest
+		s.open = s.accepts(f.payload)
 		var err error
 		if !s.open {
 			err = api.Errorf(api.CodeUnsupported, "link to the guest's agent: it speaks version %v, this host %d to %d", f.payload, oldest, newest)
@@ -141,6 +148,15 @@ func (s *Session) take(f frame) {
 			s.end(errLost)
 		}
 	}
+}
+
+// accepts takes the guest's answer: the version, and whether it has the hatch.
+func (s *Session) accepts(answer []byte) bool {
+	if len(answer) == 2 && answer[1] == takesHatch && s.hatch != nil {
+		s.e.pace.hatch.w = s.hatch
+		answer = answer[:1]
+	}
+	return len(answer) == 1 && answer[0] >= oldest && answer[0] <= newest
 }
 
 // damaged ends the session; before there is one, what was no frame is left

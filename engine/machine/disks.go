@@ -211,6 +211,11 @@ func controlDisk(dir string, b *vitals.Boot, running bool, base uint32) (*os.Fil
 	return f, nil
 }
 
+// Control opens the control disk, for the monitor's engine.
+func (g *Guest) Control() (*os.File, error) {
+	return os.OpenFile(filepath.Join(g.Dir, controlName), os.O_RDWR|unix.O_NOFOLLOW, 0)
+}
+
 // readStatus is what a guest said last.
 func readStatus(dir string) (vitals.Status, error) {
 	f, err := os.Open(filepath.Join(dir, controlName))

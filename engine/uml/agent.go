@@ -11,8 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cleave-project/cleave/agent/link"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine/machine"
+	"github.com/cleave-project/cleave/engine/machine/vitals"
 )
 
 // Agent implements machine.Monitor. The stream ends with the monitor, which
@@ -28,17 +30,23 @@ func (*monitor) Agent(ctx context.Context, g *machine.Guest) (io.ReadWriteCloser
 	if errors.Is(err, unix.ENXIO) {
 		err = api.Errorf(api.CodeConflict, "the guest's monitor has ended")
 	}
+	var control *os.File
+	if err == nil {
+		control, err = g.Control()
+	}
 	if err == nil {
 		err = lock(ctx, out)
 	}
 	if err != nil {
 		_ = out.Close()
-		if in != nil {
-			_ = in.Close()
+		for _, f := range []*os.File{in, control} {
+			if f != nil {
+				_ = f.Close()
+			}
 		}
 		return nil, fmt.Errorf("open the agent's channel: %w", err)
 	}
-	return &channel{in, out}, nil
+	return &channel{in, out, control}, nil
 }
 
 // lock keeps others from reading half of what comes. It ends with f. Nothing
@@ -67,12 +75,20 @@ func lock(ctx context.Context, f *os.File) error {
 // lockTime is how long the end of a session may take.
 const lockTime = 3 * time.Second
 
-// channel is the host's end of a serial line.
-type channel struct{ in, out *os.File }
+// channel is the host's end of a serial line, with the hatch that is on the
+// control disk.
+type channel struct{ in, out, control *os.File }
+
+var _ link.HatchWriter = (*channel)(nil)
 
 func (c *channel) Read(p []byte) (int, error)  { return c.out.Read(p) }
 func (c *channel) Write(p []byte) (int, error) { return c.in.Write(p) }
-func (c *channel) Close() error                { return errors.Join(c.in.Close(), c.out.Close()) }
+func (c *channel) Close() error {
+	return errors.Join(c.in.Close(), c.out.Close(), c.control.Close())
+}
+
+// Hatch implements link.HatchWriter.
+func (c *channel) Hatch() io.WriterAt { return io.NewOffsetWriter(c.control, vitals.HatchOffset) }
 
 // Pace implements link.Paced: a terminal holds 4095 bytes, and its driver
 // stops listening, for ever, when fewer than 128 are free (n_tty.c,

@@ -53,7 +53,7 @@ func (m *machine) application() error {
 		return err
 	}
 	m.events.close()
-	exit := guest.InitMachine(g, link.Listen(agent), func(err error) {
+	exit := guest.InitMachine(g, link.Listen(withHatch(agent, m.control)), func(err error) {
 		if m.status.Phase = vitals.PhaseRunning; err != nil {
 			m.status.Phase, m.status.Error = vitals.PhaseEnded, api.AsError(err)
 		}
@@ -79,7 +79,7 @@ func (m *machine) maintain() error {
 	if err := m.note(); err != nil {
 		return err
 	}
-	guest.InitMaintenance(m.boot.Process.Env, m.disk, link.Listen(agent))
+	guest.InitMaintenance(m.boot.Process.Env, m.disk, link.Listen(withHatch(agent, m.control)))
 	m.status.Phase, m.status.Exit = vitals.PhaseEnded, api.ExitStatus{Reason: "poweroff"}
 	m.end(nil)
 	return nil
@@ -163,7 +163,7 @@ func Companion() error {
 		}
 		os.Exit(0)
 	}()
-	return guest.ServeMachine(link.Listen(agent), (&machine{}).plugs())
+	return guest.ServeMachine(link.Listen(withHatch(agent, control)), (&machine{}).plugs())
 }
 
 // ArgServePort has this program call ServePort with the argument after it.

@@ -32,7 +32,7 @@ const (
 	slots       = 2
 	slotSize    = StatusSize / slots
 	maxStatus   = slotSize - frameHead
-	maxBoot     = Size - StatusSize - frameHead
+	maxBoot     = HatchOffset - StatusSize - frameHead
 	statusMagic = "CLVSTATE"
 	bootMagic   = "CLVBOOT\n"
 )

@@ -13,10 +13,14 @@ import (
 	"github.com/cleave-project/cleave/api"
 )
 
-// Size is the control disk's: a status sector, then the boot text.
+// Size is the control disk's: a status sector, the boot text, and the hatch of
+// the agent's line (link.HatchWriter), which only User Mode Linux uses. What
+// goes through that can be anything, and is far from both ends of the disk,
+// where file systems and partitions are looked for.
 const (
-	Size       = 1 << 20
-	StatusSize = 4 << 10 // at offset 0
+	Size        = 3 << 20
+	StatusSize  = 4 << 10 // at offset 0
+	HatchOffset = 1 << 20
 )
 
 // Names of the virtio-serial ports by which a guest of QEMU finds what goes
