@@ -177,6 +177,8 @@ func (m *Machine) Remove(ctx context.Context, name string) error {
 	select {
 	case <-f.gone:
 		return nil
+	case <-m.ended:
+		return fmt.Errorf("remove device %q: the guest has ended", name)
 	case <-ctx.Done():
 		return fmt.Errorf("remove device %q: the guest has not let go of it: %w", name, ctx.Err())
 	}

@@ -63,7 +63,7 @@ type Reason string
 // Reasons.
 const (
 	PowerOff    Reason = "power-off"
-	Reset       Reason = "reset"
+	Restart     Reason = "reset" // asked for by the guest, or by Reset
 	TripleFault Reason = "triple-fault"
 	Stopped     Reason = "stopped" // by Stop, or the end of Run's context
 	TestExit    Reason = "test-exit"
@@ -98,7 +98,9 @@ type Machine struct {
 	end  End
 	err  error
 	done atomic.Bool
-	gate gate
+	// ended is closed with done.
+	ended chan struct{}
+	gate  gate
 
 	life   sync.Mutex // held by who pauses or lets go on
 	paused bool
@@ -143,7 +145,7 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 // assemble makes all of a machine but its devices, around memory that it takes
 // over.
 func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUIDEntry) (_ *Machine, err error) {
-	m := &Machine{memory: ram, ejected: c.Ejected}
+	m := &Machine{memory: ram, ejected: c.Ejected, ended: make(chan struct{})}
 	m.gate.init()
 	defer func() {
 		if err != nil {
@@ -224,6 +226,10 @@ func (m *Machine) addPlatform(c Config) error {
 // Console is where to write what the guest shall receive on its serial port.
 func (m *Machine) Console() io.Writer { return m.serial }
 
+// CPUs and Memory are how much of them it has.
+func (m *Machine) CPUs() int      { return len(m.cpus) }
+func (m *Machine) Memory() uint64 { return m.memory.Size() }
+
 // Run lets the guest run until it ends, or ctx does.
 func (m *Machine) Run(ctx context.Context) (End, error) {
 	stop := context.AfterFunc(ctx, m.Stop)
@@ -247,6 +253,7 @@ func (m *Machine) finish(end End, err error) {
 	m.once.Do(func() {
 		m.end, m.err = end, err
 		m.done.Store(true)
+		close(m.ended)
 		m.gate.breakDown()
 		for _, c := range m.cpus {
 			c.kick()
@@ -256,6 +263,9 @@ func (m *Machine) finish(end End, err error) {
 
 // Stop ends the machine as a plug that is pulled.
 func (m *Machine) Stop() { m.finish(End{Reason: Stopped}, nil) }
+
+// Reset ends the machine as its guest does that wants to start anew.
+func (m *Machine) Reset() { m.finish(End{Reason: Restart}, nil) }
 
 // PowerButton asks the guest to shut down.
 func (m *Machine) PowerButton() error { return m.power.press(acpi.EventPower) }

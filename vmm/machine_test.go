@@ -216,7 +216,7 @@ func TestADeviceComesAndGoes(t *testing.T) {
 			t.Errorf("%s left, and there are %v", name, m.Devices())
 		}
 	}
-	if end := <-ended; end.Reason != Reset {
+	if end := <-ended; end.Reason != Restart {
 		t.Errorf("ended by %+v", end)
 	}
 }

@@ -30,6 +30,13 @@ func (m *Machine) pause() error {
 	return err
 }
 
+// Paused tells whether it is.
+func (m *Machine) Paused() bool {
+	m.life.Lock()
+	defer m.life.Unlock()
+	return m.paused
+}
+
 // Resume lets the guest go on.
 func (m *Machine) Resume() error {
 	m.life.Lock()

@@ -41,7 +41,7 @@ func (resetPort) Read(_ uint64, data []byte) { clear(data) }
 
 func (r resetPort) Write(_ uint64, data []byte) {
 	if data[0] == acpi.ResetValue {
-		r.machine.finish(End{Reason: Reset}, nil)
+		r.machine.finish(End{Reason: Restart}, nil)
 	}
 }
 

@@ -134,7 +134,7 @@ func (c *vcpu) handle(reason kvm.Reason) error {
 	case kvm.ExitShutdown:
 		m.finish(End{Reason: TripleFault}, nil)
 	case kvm.ExitSystemEvent:
-		end := map[kvm.SystemEvent]Reason{kvm.EventShutdown: PowerOff, kvm.EventReset: Reset}[c.cpu.SystemEvent()]
+		end := map[kvm.SystemEvent]Reason{kvm.EventShutdown: PowerOff, kvm.EventReset: Restart}[c.cpu.SystemEvent()]
 		if end == "" {
 			return c.cpu.Failure(reason)
 		}

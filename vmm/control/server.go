@@ -45,7 +45,7 @@ func Serve(ctx context.Context, l *net.UnixListener, m Machine) {
 
 // serve answers one connection until it ends, or ctx does.
 func serve(ctx context.Context, c *net.UnixConn, m Machine) {
-	stop := context.AfterFunc(ctx, func() { c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = c.CloseRead() }) // a reply on its way is sent
 	defer stop()
 	defer c.Close()
 	in := &reader{conn: c}
@@ -104,8 +104,12 @@ type verb struct {
 
 // verbs are the requests that there are.
 var verbs = map[string]verb{
-	"status":       {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) { return m.Status(ctx) }},
-	"metrics":      {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) { return m.Metrics(ctx) }},
+	"status": {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
+		return m.Status(ctx)
+	}},
+	"metrics": {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
+		return m.Metrics(ctx)
+	}},
 	"pause":        plain(Machine.Pause),
 	"resume":       plain(Machine.Resume),
 	"power-button": plain(Machine.PowerButton),
@@ -127,7 +131,9 @@ var verbs = map[string]verb{
 }
 
 func plain(f func(Machine, context.Context) error) verb {
-	return verb{0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) { return nil, f(m, ctx) }}
+	return verb{0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
+		return nil, f(m, ctx)
+	}}
 }
 
 func with[T any](f func(Machine, context.Context, T) error) verb {

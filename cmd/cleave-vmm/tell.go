@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/vmm/control"
+)
+
+const tellUsage = `Usage: cleave-vmm control SOCKET REQUEST [arguments]
+
+Requests:
+  status                        how the machine is
+  metrics                       what its devices have done
+  pause, resume                 stop it and let it go on
+  power-button, reset, stop     ask it to shut down, start it anew, pull its plug
+  add-disk FILE[,name=N][,readonly][,queues=N][,serial=S]
+  remove NAME                   have the guest let go of a device
+  set-limits NAME BYTES OPERATIONS
+                                bound a device, each in a second; 0 is no bound
+  set-memory SIZE               how much memory the guest shall keep
+  save DIRECTORY [--track] [--changes]
+                                write a snapshot into a new directory; --track
+                                notes what changes from then on, --changes
+                                saves only that
+`
+
+// tell makes one request of a monitor.
+func tell(args []string) error {
+	if len(args) < 2 || strings.HasPrefix(args[0], "-") {
+		fmt.Print(tellUsage)
+		return nil
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	c, err := control.Dial(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	verb, args := args[1], args[2:]
+	want := map[string]int{"add-disk": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1}[verb]
+	if len(args) != want && (verb != "save" || len(args) < want) {
+		return fmt.Errorf("%s takes %d arguments, not %d", verb, want, len(args))
+	}
+	switch verb {
+	case "status":
+		s, err := c.Status(ctx)
+		return show(s, err)
+	case "metrics":
+		m, err := c.Metrics(ctx)
+		return show(m, err)
+	case "pause":
+		return c.Pause(ctx)
+	case "resume":
+		return c.Resume(ctx)
+	case "power-button":
+		return c.PowerButton(ctx)
+	case "reset":
+		return c.Reset(ctx)
+	case "stop":
+		return c.Stop(ctx)
+	case "remove":
+		return c.Remove(ctx, control.Remove{Name: args[0]})
+	case "add-disk":
+		return addDisk(ctx, c, args[0])
+	case "set-limits":
+		return setLimits(ctx, c, args)
+	case "set-memory":
+		n, err := api.ParseBytes(args[0])
+		if err != nil {
+			return err
+		}
+		return c.SetMemory(ctx, control.SetMemory{Bytes: uint64(n)})
+	case "save":
+		return save(ctx, c, args)
+	}
+	return fmt.Errorf("there is no request %q", verb)
+}
+
+func show(v any, err error) error {
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func addDisk(ctx context.Context, c *control.Client, arg string) error {
+	d, err := parseDisk(arg, 0)
+	if err != nil {
+		return err
+	}
+	defer d.File.Close()
+	return c.AddDisk(ctx, d.Disk, d.File)
+}
+
+func setLimits(ctx context.Context, c *control.Client, args []string) error {
+	bytes, err := api.ParseBytes(args[1])
+	if err != nil {
+		return err
+	}
+	var operations uint64
+	if _, err := fmt.Sscan(args[2], &operations); err != nil {
+		return fmt.Errorf("%q operations in a second: %w", args[2], err)
+	}
+	return c.SetLimits(ctx, control.SetLimits{Name: args[0], Limits: control.Limits{BytesPerSecond: uint64(bytes), OperationsPerSecond: operations}})
+}
+
+func save(ctx context.Context, c *control.Client, args []string) error {
+	var o control.Save
+	flags := flag.NewFlagSet("save", flag.ContinueOnError)
+	flags.BoolVar(&o.Track, "track", false, "")
+	flags.BoolVar(&o.Changes, "changes", false, "")
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if err := os.Mkdir(args[0], 0o700); err != nil {
+		return err
+	}
+	f, err := openSnapshot(args[0], os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return err
+	}
+	defer f.State.Close()
+	defer f.Memory.Close()
+	return c.Save(ctx, o, f.State, f.Memory)
+}

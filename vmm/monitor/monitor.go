@@ -1,0 +1,213 @@
+// Package monitor makes a process of a machine: it holds one guest from its
+// start, over resets that the guest asks for, to its end, and does what is
+// asked over the control socket (package control). All that the guest is
+// made of comes as open files, so that the process can be shut in before the
+// guest's first instruction (Confine).
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/cleave-project/cleave/vmm"
+	"github.com/cleave-project/cleave/vmm/boot"
+	"github.com/cleave-project/cleave/vmm/control"
+	"github.com/cleave-project/cleave/vmm/kvm"
+	"github.com/cleave-project/cleave/vmm/virtio/rng"
+)
+
+// Config is what a guest is made of. Its files are the monitor's from then
+// on.
+type Config struct {
+	CPUs   int
+	Memory uint64
+	CPU    string // vmm.Config
+	// Kernel and Initrd are what it boots; the latter may be nil. Without a
+	// kernel it has to be restored, and ends at a reset.
+	Kernel, Initrd *os.File
+	Command        string
+	Disks          []Disk
+	// Restore are a snapshot's layers, the oldest first, none to boot.
+	Restore []vmm.Files
+	// Paused leaves a machine that was restored so, until it is told to go on.
+	Paused bool
+	// Console and Input are the serial port's other end; Input may be nil.
+	Console io.Writer
+	Input   io.Reader
+	// Control is where requests come from, or nil.
+	Control *net.UnixListener
+}
+
+// Disk is one with its file.
+type Disk struct {
+	control.Disk
+	File *os.File
+}
+
+// Monitor is a process's one guest.
+type Monitor struct {
+	sys    *kvm.System
+	config Config
+
+	// life is held for writing while a machine is replaced by the next.
+	life    sync.RWMutex
+	machine *vmm.Machine
+	resets  int
+
+	mu      sync.Mutex // never held while the machine is asked for something
+	devices []*device  // in the order in which they came
+}
+
+// errEnded is the answer while there is no machine.
+var errEnded = errors.New("the guest has ended")
+
+// New opens what a guest is made of. Run follows, once.
+func New(sys *kvm.System, c Config) (*Monitor, error) {
+	m := &Monitor{sys: sys, config: c}
+	m.devices = append(m.devices, &device{Device: vmm.Device{Name: "rng", Device: rng.New()}, close: func() {}})
+	for _, d := range c.Disks {
+		dev, err := newDisk(d.Disk, d.File)
+		if err == nil {
+			err = m.keep(dev)
+		}
+		if err != nil {
+			m.close()
+			return nil, err
+		}
+	}
+	var err error
+	if len(c.Restore) > 0 {
+		m.machine, err = vmm.Restore(sys, m.machineConfig(), c.Restore...)
+	} else {
+		m.machine, err = m.boot()
+	}
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// boot makes a machine with a fresh kernel.
+func (m *Monitor) boot() (*vmm.Machine, error) {
+	c := m.machineConfig()
+	size, err := fileSize(m.config.Kernel)
+	if err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	c.Linux = boot.Linux{Kernel: m.config.Kernel, Size: size, Command: m.config.Command}
+	if m.config.Initrd != nil {
+		if c.Linux.InitrdSize, err = fileSize(m.config.Initrd); err != nil {
+			return nil, fmt.Errorf("initramfs: %w", err)
+		}
+		c.Linux.Initrd = io.NewSectionReader(m.config.Initrd, 0, c.Linux.InitrdSize)
+	}
+	return vmm.New(m.sys, c)
+}
+
+func (m *Monitor) machineConfig() vmm.Config {
+	c := vmm.Config{
+		CPUs: m.config.CPUs, Memory: m.config.Memory, CPU: m.config.CPU,
+		Console: m.config.Console, Ejected: m.ejected,
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.devices {
+		c.Devices = append(c.Devices, d.Device)
+	}
+	return c
+}
+
+func fileSize(f *os.File) (int64, error) {
+	if f == nil {
+		return 0, errors.New("there is none")
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+// Run lets the guest run until it ends for another reason than a reset, or
+// ctx does, and closes all that it was made of.
+func (m *Monitor) Run(ctx context.Context) (vmm.End, error) {
+	defer m.close()
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	if m.config.Control != nil {
+		wg.Go(func() { control.Serve(ctx, m.config.Control, m) })
+	}
+	if m.config.Input != nil {
+		go m.input() // which nothing ends but the process's own end
+	}
+	if len(m.config.Restore) > 0 && !m.config.Paused {
+		if err := m.machine.Resume(); err != nil {
+			return vmm.End{}, err
+		}
+	}
+	for {
+		end, err := m.machine.Run(ctx)
+		if err != nil || end.Reason != vmm.Restart || m.config.Kernel == nil {
+			return end, err
+		}
+		if err := m.next(); err != nil {
+			return end, fmt.Errorf("reset: %w", err)
+		}
+	}
+}
+
+// next replaces a machine that asked for a reset.
+func (m *Monitor) next() error {
+	m.life.Lock()
+	defer m.life.Unlock()
+	err := m.machine.Close()
+	m.machine = nil
+	if err != nil {
+		return err
+	}
+	m.machine, err = m.boot()
+	m.resets++
+	return err
+}
+
+// input passes on what the guest shall receive. What comes while there is no
+// machine is lost, as on a line.
+func (m *Monitor) input() {
+	b := make([]byte, 512)
+	for {
+		n, err := m.config.Input.Read(b)
+		if err != nil {
+			return
+		}
+		m.life.RLock()
+		machine := m.machine
+		m.life.RUnlock()
+		if machine != nil {
+			_, _ = machine.Console().Write(b[:n]) // until it is closed
+		}
+	}
+}
+
+// close ends the machine, if there is one, and all devices.
+func (m *Monitor) close() {
+	m.life.Lock()
+	defer m.life.Unlock()
+	if m.machine != nil {
+		_ = m.machine.Close()
+		m.machine = nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.devices {
+		d.close()
+	}
+	m.devices = nil
+}
