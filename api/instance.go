@@ -213,6 +213,8 @@ type InstanceStatus struct {
 	Saved    bool     `json:"saved,omitempty" doc:"Its memory is kept; the next start goes on from there"`
 	Lost     []string `json:"lost,omitempty" doc:"What a crash of the keeper took: console, exit status, ..."`
 	Loosened []string `json:"loosened,omitempty" doc:"Ways in which this wall is thinner than the default"`
+	// Running is there only while something of Spec waits.
+	Running *InstanceSpec `json:"running,omitempty" doc:"What the guest runs with, where that is not yet what spec says: its next start brings that, or of a paused machine its resume"`
 }
 
 // ExitStatus is how a guest's entry point ended.

@@ -47,15 +47,29 @@ func ParseBytes(s string) (Bytes, error) {
 	return Bytes(f * float64(u)), nil
 }
 
+// written are the units that sizes are written in.
+var written = []struct {
+	n Bytes
+	s string
+}{{TiB, "TiB"}, {GiB, "GiB"}, {MiB, "MiB"}, {KiB, "KiB"}}
+
 // String prints the size in the largest binary unit that keeps it short.
 func (b Bytes) String() string {
-	for _, u := range []struct {
-		n Bytes
-		s string
-	}{{TiB, "TiB"}, {GiB, "GiB"}, {MiB, "MiB"}, {KiB, "KiB"}} {
+	for _, u := range written {
 		if b >= u.n {
 			s := strconv.FormatFloat(float64(b)/float64(u.n), 'f', 1, 64)
 			return strings.TrimSuffix(s, ".0") + u.s
+		}
+	}
+	return fmt.Sprintf("%dB", int64(b))
+}
+
+// Exact writes b in the largest unit of which it is a whole number, so that
+// sizes that differ look different, and can be given back.
+func (b Bytes) Exact() string {
+	for _, u := range written {
+		if b >= u.n && b%u.n == 0 {
+			return fmt.Sprintf("%d%s", b/u.n, u.s)
 		}
 	}
 	return fmt.Sprintf("%dB", int64(b))

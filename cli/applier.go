@@ -115,7 +115,7 @@ func (p *applier) instance(ctx context.Context, s stack.Step) error {
 		if err == nil && s.Action == stack.Update && op.Step != "" {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.note("%s: %s", s.Name, op.Step)
+			p.note("%s: %s", s.Name, p.inKeys(ctx, s.Name, op.Step))
 		}
 		return err
 	}

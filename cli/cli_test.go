@@ -259,6 +259,27 @@ func TestSetSendsAMergePatchAndTellsWhatWaits(t *testing.T) {
 	}
 }
 
+// What waits is told with the keys that users write, and shown as what it is
+// until then.
+func TestWhatWaitsIsNamedByItsKeys(t *testing.T) {
+	f := newFake(t)
+	f.instances = guests()[:1]
+	in := &f.instances[0]
+	was := in.Spec
+	was.Env = map[string]string{"A": "1"}
+	was.Resources.Memory, was.Security.AddCapabilities, was.Mounts, was.StopSeconds = 256*api.MiB, nil, nil, nil
+	in.Status.Running = &was
+	f.operation = func(op *api.Operation) {
+		op.Step = "takes effect at the next start: env.B none -> two, resources.memory 256MiB -> 512MiB, mounts, security.addCapabilities default -> NET_RAW"
+	}
+	_, _, errs := f.cleave("", "set", "web", "memory=512MiB")
+	if want := "note: takes effect at the next start: env.B none -> two, memory 256MiB -> 512MiB, volumes, cap.add default -> NET_RAW\n"; errs != want {
+		t.Errorf("%q", errs)
+	}
+	_, out, _ := f.cleave("", "show", "web")
+	golden(t, "show.waiting", out)
+}
+
 func TestProgressOfSlowWorkAndItsFailure(t *testing.T) {
 	f := newFake(t)
 	var op *api.Operation

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/cli/settings"
@@ -49,7 +50,23 @@ func (a *app) change(ctx context.Context, name string, assignments ...string) er
 	}
 	op, err := a.one(ctx, func(ctx context.Context) (*api.Operation, error) { return c.PatchInstance(ctx, name, 0, &patch) })
 	if err == nil && op.Step != "" {
-		a.note("%s", op.Step)
+		a.note("%s", a.inKeys(ctx, name, op.Step))
 	}
 	return err
+}
+
+// inKeys writes what the daemon says of fields with the keys that users know
+// them by. The record has both sides of each change; without it the daemon's
+// own words do.
+func (a *app) inKeys(ctx context.Context, name, text string) string {
+	in, err := a.daemon.Instance(ctx, name)
+	if err != nil || in.Status.Running == nil {
+		return text
+	}
+	for _, ch := range in.Status.Running.Changes(&in.Spec) {
+		told := ch.String()
+		ch.Path = settings.Instance.KeyOf("spec." + ch.Path)
+		text = strings.Replace(text, " "+told, " "+ch.String(), 1)
+	}
+	return text
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/cli/output"
+	"github.com/cleave-project/cleave/cli/settings"
 	"github.com/spf13/cobra"
 )
 
@@ -51,6 +52,7 @@ func (a *app) describeInstance(s *output.Sections, in *api.Instance) {
 	s.Pair("Image", familiar(in.Spec.Image))
 	s.Pair("Created", a.ago(&in.Created))
 	s.Each("Labels", pairs(in.Labels))
+	in = describeWaiting(s, in)
 	a.describeLife(s, in)
 	describeMachine(s, in)
 	describeNetwork(s, in)
@@ -59,6 +61,27 @@ func (a *app) describeInstance(s *output.Sections, in *api.Instance) {
 	describeProcess(s, &in.Spec)
 	describeHealth(s, in)
 	describeIsolation(s, in)
+}
+
+// describeWaiting tells which settings the guest doesn't have yet, and returns
+// the instance with those that it has.
+func describeWaiting(s *output.Sections, in *api.Instance) *api.Instance {
+	if in.Status.Running == nil {
+		return in
+	}
+	when := "From its next start on"
+	if in.Status.Phase == api.PhasePaused {
+		when = "After its resume, or its next start"
+	}
+	var lines []string
+	for _, ch := range in.Status.Running.Changes(&in.Spec) {
+		ch.Path = settings.Instance.KeyOf("spec." + ch.Path)
+		lines = append(lines, ch.String())
+	}
+	s.Each(when, lines)
+	now := *in
+	now.Spec = *in.Status.Running
+	return &now
 }
 
 func (a *app) describeLife(s *output.Sections, in *api.Instance) {

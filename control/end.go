@@ -51,6 +51,9 @@ func (t *task) ended(ctx context.Context, g *guest, exit api.ExitStatus) error {
 	return t.settleWith(ends, func(in *api.Instance) {
 		in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
 		in.Status.Exit, in.Status.Stopped, in.Status.Lost, in.Status.Saved = &exit, &ended, g.Lost, saved
+		if !saved {
+			in.Status.Running = nil
+		}
 		for i := range in.Status.NICs {
 			in.Status.NICs[i].Link = ""
 		}

@@ -27,6 +27,7 @@ type fakeEngine struct {
 	polite map[string]bool // ends on its stop signal
 
 	failStart, failUpdate, failClean, failSignal error
+	limitMemory                                  api.Bytes // of a machine that runs
 	onStart                                      func(*engine.Spec)
 }
 
@@ -100,6 +101,9 @@ func (f *fakeEngine) Update(_ context.Context, id string, r api.Resources, _ str
 	defer f.mu.Unlock()
 	if f.failUpdate != nil {
 		return f.failUpdate
+	}
+	if f.limitMemory > 0 && r.Memory > f.limitMemory {
+		return api.Errorf(api.CodeConflict, "it was started with %s of memory", f.limitMemory).WithField("spec.resources.memory")
 	}
 	f.specs[id].Resources = r
 	return nil

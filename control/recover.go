@@ -190,7 +190,7 @@ func (c *Controller) settleLost(ctx context.Context, rebooted bool) error {
 func (c *Controller) recordStopped(ctx context.Context, id string, exit api.ExitStatus, at time.Time, lost []string, again bool) error {
 	_, err := c.instances.Update(ctx, id, func(in *api.Instance) error {
 		in.Status.Phase, in.Status.PID, in.Status.Health = api.PhaseStopped, 0, ""
-		in.Status.Exit, in.Status.Stopped, in.Status.Lost = &exit, &at, lost
+		in.Status.Exit, in.Status.Stopped, in.Status.Lost, in.Status.Running = &exit, &at, lost, nil
 		for i := range in.Status.NICs {
 			in.Status.NICs[i].Link = ""
 		}

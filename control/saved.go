@@ -82,15 +82,18 @@ func (t *task) isSaved() bool {
 	return t.saving() && err == nil
 }
 
+// goesOn tells whether the next start goes on from saved memory.
+func (t *task) goesOn() bool {
+	op := t.user()
+	return t.in.Status.Saved && (op == nil || op.Labels[opFresh] != "true")
+}
+
 // restore has the start go on from saved memory, if there is some and nobody
 // wants to start without. failed is for a start that failed: it puts the
 // memory back.
 func (t *task) restore(m *engine.Machine) (failed func(error) error, err error) {
 	asItIs := func(err error) error { return err }
-	if !t.in.Status.Saved || m == nil {
-		return asItIs, nil
-	}
-	if op := t.user(); op != nil && op.Labels[opFresh] == "true" {
+	if !t.goesOn() || m == nil {
 		return asItIs, nil
 	}
 	dir := t.c.machineDir(t.in.ID)

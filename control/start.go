@@ -121,6 +121,10 @@ func (t *task) start(ctx context.Context) (err error) {
 	}
 	defer c.exports.done(in.ID)
 	t.progress("starting", 0, 0)
+	if t.goesOn() {
+		t.in = savedSpec(in)
+		in = t.in
+	}
 	spec, ports, err := t.spec(ctx)
 	if err != nil {
 		return err
@@ -176,6 +180,9 @@ func (t *task) running(g *guest) error {
 		in.Status.PID, in.Status.Started, in.Status.Lost = g.PID, &started, g.Lost
 		in.Status.Engine, in.Status.Epoch = c.walls[kindOf(in)].Name(), was.Revision
 		in.Status.Loosened, in.Status.Saved = loosened(in.Spec), false
+		if !t.goesOn() {
+			in.Status.Running = nil
+		}
 		in.Status.Kernel = cmp.Or(g.kernel, in.Status.Kernel)
 		in.Status.Health = ""
 		if c.healthCheck(in) != nil {

@@ -127,8 +127,12 @@ func (t *task) pause(ctx context.Context, g *guest, freeze bool) error {
 		return err
 	}
 	g.paused = freeze
+	running := t.in.Status.Running
+	if !freeze {
+		running = t.resumed(ctx, g)
+	}
 	t.c.emit(event, &t.in.Meta, "", nil)
-	return t.settle(func(in *api.Instance) { in.Status.Phase = phase })
+	return t.settle(func(in *api.Instance) { in.Status.Phase, in.Status.Running = phase, running })
 }
 
 // stopSignal is what a polite stop sends.

@@ -3,9 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
-	"maps"
 	"reflect"
-	"strings"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
@@ -38,33 +36,46 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		now = changed
 		undo = append(undo, drop)
 	}
-	var later []string
-	for _, change := range t.changes(ctx, g, now) {
-		err := change.apply(now)
-		if change.mayWait && (api.IsCode(err, api.CodeUnsupported) || api.IsCode(err, api.CodeConflict)) {
-			later = append(later, change.name)
-			continue
-		}
+	was := inForce(old)
+	disk := was.Spec.Root.Size
+	was.Spec.Root = old.Spec.Root  // the volume has grown already
+	live := c.instances.Clone(now) // with what the guest has in the end
+	// What doesn't change may wait from before.
+	if old.Spec.Resources == now.Spec.Resources {
+		live.Spec.Resources = was.Spec.Resources
+	}
+	if old.Spec.Machine.ISO == now.Spec.Machine.ISO {
+		live.Spec.Machine.ISO = was.Spec.Machine.ISO
+	}
+	for _, change := range t.changes(ctx, g, live) {
+		done, err := change.try(live, was)
 		if err != nil {
 			return err
 		}
+		if !done {
+			continue
+		}
 		undo = append([]func(){func() {
-			if err := change.apply(old); err != nil {
+			if err := change.apply(was); err != nil {
 				c.log.Error("a change could not be put back", "instance", old.Name, "change", change.name, "error", err)
 			}
 		}}, undo...)
 	}
-	if g != nil {
-		later = append(later, needRestart(old.Spec, now.Spec)...)
-	}
 	end := finished(op, old.Name, nil)
-	if len(later) > 0 {
-		end.Step = "takes effect at the next start: " + strings.Join(later, ", ")
+	if g != nil {
+		keepRestartFields(&live.Spec, &was.Spec)
+		if isMachine(old) {
+			live.Spec.Root.Size = disk // the volume is larger, the disk not yet
+		}
+		end.Step = waiting(g, old, now, live)
 	}
 	_, err = c.instances.Update(ctx, old.ID, func(in *api.Instance) error {
 		power := in.Spec.Power
 		in.Labels, in.Spec = now.Labels, now.Spec
 		in.Spec.Power = power
+		if g != nil {
+			in.Status.Running = differing(&live.Spec, in.Spec)
+		}
 		if kindOf(old) != kindOf(now) {
 			in.Status.Volume, in.Status.Kernel, in.Status.Engine = now.Status.Volume, "", ""
 		}
@@ -91,14 +102,29 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	return nil
 }
 
-// change is one thing that can be altered now; applying the old instance
-// puts it back.
+// change is one thing that can be altered now; applying what was in force
+// before puts it back.
 type change struct {
 	name  string
 	apply func(*api.Instance) error
-	// mayWait is for the next start when the engine says that it can't be done
-	// while the guest runs.
-	mayWait bool
+	// wait, if there is one, is called when the engine says that it can't be
+	// done while the guest runs as it does, and because of which field. It puts
+	// back in live what is not to be changed now, and tells whether there is
+	// something else to try.
+	wait func(live, was *api.InstanceSpec, field string) bool
+}
+
+// try makes the change, and tells whether any of it could be made now.
+func (ch *change) try(live, was *api.Instance) (done bool, err error) {
+	for {
+		err := ch.apply(live)
+		if ch.wait == nil || !api.IsCode(err, api.CodeUnsupported) && !api.IsCode(err, api.CodeConflict) {
+			return err == nil, err
+		}
+		if !ch.wait(&live.Spec, &was.Spec, api.AsError(err).Field) {
+			return false, nil
+		}
+	}
 }
 
 // changes are those between the task's instance and now that take effect at
@@ -124,11 +150,14 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 			return c.publish(ctx, in)
 		}})
 	}
-	if old.Spec.Resources != now.Spec.Resources {
-		list = append(list, change{"limits", func(in *api.Instance) error { return c.limit(ctx, in) }, isMachine(old)})
+	if inForce(old).Spec.Resources != now.Spec.Resources {
+		list = append(list, t.limits(ctx, g))
 	}
-	if old.Spec.Machine.ISO != now.Spec.Machine.ISO {
-		list = append(list, change{"machine.iso", func(in *api.Instance) error { return c.insert(ctx, in) }, true})
+	if inForce(old).Spec.Machine.ISO != now.Spec.Machine.ISO {
+		list = append(list, change{
+			"medium", func(in *api.Instance) error { return c.insert(ctx, in) },
+			func(live, was *api.InstanceSpec, _ string) bool { live.Machine.ISO = was.Machine.ISO; return false },
+		})
 	}
 	return list
 }
@@ -178,38 +207,4 @@ func (c *Controller) limit(ctx context.Context, in *api.Instance) error {
 		}
 	}
 	return nil
-}
-
-// changesMachine tells whether a guest that goes on from its memory would
-// find another machine than it was in.
-func changesMachine(old, now api.InstanceSpec) bool {
-	return len(needRestart(old, now)) > 0 || old.Resources != now.Resources || old.Root != now.Root || old.Machine.ISO != now.Machine.ISO
-}
-
-// needRestart names what changed that a running guest can't be given.
-func needRestart(old, now api.InstanceSpec) []string {
-	var l []string
-	add := func(name string, same bool) {
-		if !same {
-			l = append(l, name)
-		}
-	}
-	same := reflect.DeepEqual
-	add("entrypoint", same(old.Entrypoint, now.Entrypoint))
-	add("command", same(old.Command, now.Command))
-	add("env", maps.Equal(old.Env, now.Env))
-	add("user", old.User == now.User)
-	add("workDir", old.WorkDir == now.WorkDir)
-	add("hostname", old.Hostname == now.Hostname)
-	add("tty", old.TTY == now.TTY)
-	add("stdin", old.Stdin == now.Stdin)
-	add("mounts", same(old.Mounts, now.Mounts))
-	add("sysctls", maps.Equal(old.Sysctls, now.Sysctls))
-	add("ulimits", maps.Equal(old.Ulimits, now.Ulimits))
-	add("shmSize", old.ShmSize == now.ShmSize)
-	add("security", same(old.Security, now.Security))
-	was, is := old.Machine, now.Machine
-	was.ISO, is.ISO = "", ""
-	add("machine", same(was, is))
-	return l
 }

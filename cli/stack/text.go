@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"fmt"
 	"maps"
 	"reflect"
 	"strings"
@@ -32,7 +31,7 @@ func withUnits(fields map[string]any, t reflect.Type) map[string]any {
 		switch v := out[name].(type) {
 		case float64:
 			if t.Field(i).Type == reflect.TypeFor[api.Bytes]() {
-				out[name] = exact(api.Bytes(v))
+				out[name] = api.Bytes(v).Exact()
 			}
 		case map[string]any:
 			if inner := t.Field(i).Type; inner.Kind() == reflect.Struct {
@@ -41,18 +40,4 @@ func withUnits(fields map[string]any, t reflect.Type) map[string]any {
 		}
 	}
 	return out
-}
-
-// exact writes a size in the largest unit of which it is a whole number, so
-// that sizes that differ look different, and can be put into a file.
-func exact(b api.Bytes) string {
-	for _, u := range []struct {
-		size api.Bytes
-		name string
-	}{{api.TiB, "TiB"}, {api.GiB, "GiB"}, {api.MiB, "MiB"}, {api.KiB, "KiB"}} {
-		if b >= u.size && b%u.size == 0 {
-			return fmt.Sprintf("%d%s", b/u.size, u.name)
-		}
-	}
-	return fmt.Sprintf("%dB", int64(b))
 }

@@ -12,7 +12,7 @@ func TestSizesInADiffAreExact(t *testing.T) {
 		1: "1B", 1000: "1000B", 1024: "1KiB", 128 * api.MiB: "128MiB", 1025 * api.MiB: "1025MiB",
 		1536 * api.MiB: "1536MiB", 10 * api.GiB: "10GiB", 10*api.GiB + 1: "10737418241B", 3 * api.TiB: "3TiB",
 	} {
-		got := exact(b)
+		got := b.Exact()
 		back, err := api.ParseBytes(got)
 		if got != want || back != b || err != nil {
 			t.Errorf("%d is written %s, which is read as %d, %v", int64(b), got, int64(back), err)

@@ -170,5 +170,10 @@ func parseFree(text string) (api.Bytes, error) {
 func (b *balloon) ask(ctx context.Context, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return b.console.Command(ctx, command)
+	answer, err := b.console.Command(ctx, command)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "", api.Errorf(api.CodeTimeout, "the guest's kernel doesn't answer: %w", err).
+			WithHint("it is paused, hangs or gets no CPU; try again when it runs, or restart it")
+	}
+	return answer, err
 }
