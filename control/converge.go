@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -144,7 +145,7 @@ func (t *task) settleWith(ops []*api.Operation, change func(*api.Instance)) erro
 // removed again; what was there before stays, stopped.
 func (t *task) fail(err error) {
 	c := t.c
-	c.log.Info("instance failed", "instance", t.in.Name, "project", t.in.Project, "error", err)
+	c.log.Info("work on an instance failed", "instance", t.in.Name, "project", t.in.Project, "error", err)
 	creating := t.in.Status.Phase == api.PhaseCreating
 	var ends []store.Op
 	for _, op := range t.ops {
@@ -160,8 +161,37 @@ func (t *task) fail(err error) {
 		c.log.Error("a failure could not be recorded", "instance", t.in.Name, "error", commitErr)
 		return
 	}
-	c.emit("instance.failed", &t.in.Meta, err.Error(), nil)
+	t.tellFailure(err)
 	c.ops.wake(t.ops...)
+}
+
+// tellFailure emits the events of a failure: the instance's own, or those of
+// operations that came to nothing while it is as it was.
+func (t *task) tellFailure(err error) {
+	if len(t.ops) == 0 || !cancelled(err) && !t.onlyOperations() && t.c.live(t.in.ID) == nil {
+		t.c.emit("instance.failed", &t.in.Meta, err.Error(), nil)
+		return
+	}
+	for _, op := range t.ops {
+		if cancelled(err) {
+			t.c.emit("operation.cancelled", &t.in.Meta, op.Verb, nil)
+		} else {
+			t.c.emit("operation.failed", &t.in.Meta, op.Verb+": "+err.Error(), nil)
+		}
+	}
+}
+
+// cancelled tells whether work ended because somebody wanted that.
+func cancelled(err error) bool {
+	return errors.Is(err, context.Canceled) || api.IsCode(err, api.CodeCancelled)
+}
+
+// onlyOperations tells whether nothing but operations is to be done that
+// leave the guest as it is when they fail.
+func (t *task) onlyOperations() bool {
+	return len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool {
+		return op.Verb != "instance.update" && op.Verb != "instance.copy" && op.Labels[opSave] == ""
+	})
 }
 
 // undoCreation removes what there is of an instance that could not be
@@ -212,15 +242,19 @@ func (t *task) recordFailure(cause error, ends []store.Op) error {
 	}
 	running := t.c.live(id) != nil
 	again := !running && t.user() == nil && t.in.Spec.Power == api.PowerRunning && policyOf(t.in) != api.RestartNever
-	onlyUpdate := len(t.ops) > 0 && !slices.ContainsFunc(t.ops, func(op *api.Operation) bool {
-		return op.Verb != "instance.update" && op.Verb != "instance.copy" && op.Labels[opSave] == ""
-	})
-	if !onlyUpdate {
+	if !t.onlyOperations() {
 		t.c.holdBack(id, 0)
 	}
 	_, err := t.c.instances.Update(context.WithoutCancel(t.c.ctx), id, func(in *api.Instance) error {
-		if onlyUpdate {
+		if t.onlyOperations() {
 			return nil // the guest is as it was; the operation says why
+		}
+		if cancelled(cause) {
+			if !running && in.Status.Phase != api.PhaseFailed {
+				in.Status.Phase, in.Status.PID = api.PhaseStopped, 0
+				in.Spec.Power = api.PowerStopped
+			}
+			return nil
 		}
 		in.Status.Error = api.AsError(cause)
 		if !running {

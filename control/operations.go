@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -169,7 +168,7 @@ func finished(op *api.Operation, result string, err error) *api.Operation {
 	c.Ended, c.Result, c.State = &now, result, api.OperationDone
 	switch {
 	case err == nil:
-	case errors.Is(err, context.Canceled) || api.IsCode(err, api.CodeCancelled):
+	case cancelled(err):
 		c.State = api.OperationCancelled
 		c.Error = api.Errorf(api.CodeCancelled, "%s %s was cancelled", op.Verb, op.Target)
 	default:
