@@ -27,6 +27,9 @@ type File struct {
 	noTryWrite, noPunch, noZero atomic.Bool
 }
 
+// maxIovecs is how many pieces a call takes (UIO_MAXIOV).
+const maxIovecs = 1024
+
 // NewFile returns a disk in an open file, which it doesn't close.
 func NewFile(f *os.File) (*File, error) {
 	d := &File{file: f, logical: SectorSize, physical: 4096}
@@ -161,7 +164,7 @@ func (d *File) call(call uintptr, v []unix.Iovec, off int64, flags uintptr) (int
 	}
 	for {
 		// The offset's high half is for machines of 32 bits.
-		n, _, errno := unix.Syscall6(call, uintptr(d.fd()), uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)), uintptr(off), 0, flags)
+		n, _, errno := unix.Syscall6(call, uintptr(d.fd()), uintptr(unsafe.Pointer(&v[0])), uintptr(min(len(v), maxIovecs)), uintptr(off), 0, flags)
 		switch errno {
 		case 0:
 			return int(n), nil
