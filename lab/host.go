@@ -32,7 +32,6 @@ type Host struct {
 	mu      sync.Mutex
 	process *process // nil when it is off
 	paused  bool
-	tries   int // of the last start
 
 	dialing sync.Mutex // one session at a time
 	session *link.Session
@@ -84,21 +83,10 @@ func (h *Host) Boot(ctx context.Context) error {
 	if h.State() != Off {
 		return api.Errorf(api.CodeConflict, "host %s is not off", h.Name)
 	}
-	return h.try(ctx, tries)
-}
-
-// tries is how often a host is started that hangs.
-const tries = 2
-
-// try starts the host up to n times.
-func (h *Host) try(ctx context.Context, n int) error {
 	var err error
-	for i := range n {
-		h.mu.Lock()
-		h.tries = i + 1
-		h.mu.Unlock()
+	for i := range tries {
 		begin := time.Now()
-		if err = h.boot(ctx); err == nil {
+		if err = h.boot(ctx, i+1); err == nil {
 			h.lab.Tell(fmt.Sprintf("%s: up after %s", h.Name, time.Since(begin).Round(100*time.Millisecond)))
 			return nil
 		}
@@ -106,13 +94,16 @@ func (h *Host) try(ctx context.Context, n int) error {
 		if !errors.Is(err, errHung) || ctx.Err() != nil {
 			break
 		}
-		h.lab.Tell(fmt.Sprintf("%s: %v, try %d of %d", h.Name, err, i+1, n))
+		h.lab.Tell(fmt.Sprintf("%s: %v, try %d of %d", h.Name, err, i+1, tries))
 	}
 	return fmt.Errorf("host %s: %w; its console ends with:\n%s", h.Name, err, h.Tail(4<<10))
 }
 
+// tries is how often a host is started that hangs.
+const tries = 2
+
 // boot starts the host once.
-func (h *Host) boot(ctx context.Context) error {
+func (h *Host) boot(ctx context.Context, try int) error {
 	p, err := h.start()
 	if err != nil {
 		return err
@@ -120,6 +111,9 @@ func (h *Host) boot(ctx context.Context) error {
 	h.mu.Lock()
 	h.process, h.paused = p, false
 	h.mu.Unlock()
+	if h.lab.started != nil {
+		h.lab.started(h, try)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var watch sync.WaitGroup

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -38,6 +39,9 @@ type Lab struct {
 	Options
 	Wire *wire.Switch // whose ports have the hosts' names
 
+	stall   time.Duration          // how long a host that boots may do nothing
+	started func(h *Host, try int) // of tests: a host's QEMU was started
+
 	mu     sync.Mutex
 	hosts  []*Host
 	closed bool
@@ -54,7 +58,7 @@ func New(o Options) (*Lab, error) {
 	if o.Tell == nil {
 		o.Tell = func(string) {}
 	}
-	return &Lab{Options: o, Wire: wire.New()}, nil
+	return &Lab{Options: o, Wire: wire.New(), stall: noProgress}, nil
 }
 
 // network is that of the hosts: the n-th one is n.

@@ -20,16 +20,8 @@ import (
 // TestHosts boots two hosts, the second with KVM, and does to them what a lab
 // can do. It is one test, since every boot takes some seconds.
 func TestHosts(t *testing.T) {
-	hosts := Hosts(t, 1)
-	h := hosts[0]
-	more, err := h.lab.Add(func() Spec { s := DefaultSpec("kvm"); s.KVM = true; return s }())
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := more[0]
-	if err := other.Boot(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	hosts := Hosts(t, 2, func(s *Spec) { s.KVM = s.Name == "h2" })
+	h, other := hosts[0], hosts[1]
 	t.Run("commands have their exit status", func(t *testing.T) { commands(t, h) })
 	t.Run("a half of a test runs inside", func(t *testing.T) {
 		Run(t, h, TestInsideIsAHost, "WANT_HOST=h1")
@@ -48,6 +40,57 @@ func TestHosts(t *testing.T) {
 	t.Run("links are cut one way and both, delayed and healed", func(t *testing.T) { links(t, h, other) })
 	t.Run("a pause stops its time", func(t *testing.T) { pause(t, h, other) })
 	t.Run("power loss drops what was not flushed", func(t *testing.T) { power(t, h) })
+}
+
+// TestHostThatHangsIsStartedOnceMore has a host hang as one does whose
+// processor waits for an interrupt that never comes.
+func TestHostThatHangsIsStartedOnceMore(t *testing.T) {
+	l := Start(t)
+	l.stall = 4 * time.Second
+	hosts, err := l.Add(DefaultSpec("h1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := hosts[0]
+	var tries []int
+	hang := func(upTo int) func(*Host, int) {
+		tries = nil
+		return func(h *Host, try int) {
+			tries = append(tries, try)
+			if try > upTo {
+				return
+			}
+			if err := h.Pause(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	l.started = hang(2)
+	err = h.Boot(t.Context())
+	if !errors.Is(err, errHung) || len(tries) != 2 || h.State() != Off {
+		t.Errorf("a host that hangs twice is %s after %d tries: %v", h.State(), len(tries), err)
+	}
+	l.started = hang(1)
+	if err := h.Boot(t.Context()); err != nil || len(tries) != 2 {
+		t.Errorf("a host that hangs once was tried %d times: %v", len(tries), err)
+	}
+	if _, err := h.Output(t.Context(), "true"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHostThatEndsWhileItBootsIsNoneThatHangs(t *testing.T) {
+	l := Start(t)
+	s := DefaultSpec("h1")
+	s.Args = "rdinit=/nothing" // a panic, and the end
+	hosts, err := l.Add(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = hosts[0].Boot(t.Context())
+	if err == nil || errors.Is(err, errHung) || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("the error should show the console: %v", err)
+	}
 }
 
 // TestInsideIsAHost is the half of TestHosts that runs in a host.
@@ -114,7 +157,7 @@ func ping(t *testing.T, from, to *Host, n int) (answers int, shortest time.Durat
 // received counts the requests that came to a host, answered or not.
 func received(t *testing.T, h *Host) int {
 	t.Helper()
-	out, err := h.Shell(t.Context(), `awk '/^Icmp:/ {if (n++) print $9}' /proc/net/snmp`)
+	out, err := h.Shell(t.Context(), `awk '/^Icmp:/ {if (n++) print $10}' /proc/net/snmp`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,6 +172,12 @@ func links(t *testing.T, a, b *Host) {
 	link := func(c Change) {
 		t.Helper()
 		if err := a.lab.Link(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Nobody has to ask for addresses over links that are cut.
+	for _, h := range [][2]*Host{{a, b}, {b, a}} {
+		if _, err := h[0].Output(t.Context(), "ip", "neighbor", "replace", h[1].Address, "lladdr", h[1].MAC, "dev", "eth0", "nud", "permanent"); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,13 +12,13 @@ import (
 
 // Limits of a start.
 const (
-	stall     = 30 * time.Second // without progress
-	bootLimit = 5 * time.Minute
-	look      = time.Second
+	noProgress = 30 * time.Second
+	bootLimit  = 5 * time.Minute
+	look       = time.Second
 )
 
 // idle is how much of a processor a host uses that has nothing to do: measured
-// 0.5 to 1.5 %, where one that boots uses what it gets.
+// 0.5 %, where one that boots uses what it gets.
 const idle = 0.04
 
 var errHung = errors.New("it hangs")
@@ -30,7 +30,7 @@ func (h *Host) watch(ctx context.Context, p *process) error {
 	defer limit.Stop()
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	m := meter{size: h.consoleSize(), cpu: cpuTime(p.cmd.Process.Pid), since: time.Now()}
+	m := meter{stall: h.lab.stall, size: h.consoleSize(), cpu: cpuTime(p.cmd.Process.Pid), since: time.Now()}
 	for {
 		select {
 		case <-ctx.Done():
@@ -42,7 +42,7 @@ func (h *Host) watch(ctx context.Context, p *process) error {
 			return fmt.Errorf("%w: its agent didn't answer in %s", errHung, bootLimit)
 		case <-tick.C:
 			if m.stalled(time.Now(), h.consoleSize(), cpuTime(p.cmd.Process.Pid)) {
-				return fmt.Errorf("%w: it did nothing for %s", errHung, stall)
+				return fmt.Errorf("%w: it did nothing for %s", errHung, m.stall)
 			}
 		}
 	}
@@ -52,6 +52,7 @@ var errEnded = errors.New("the emulator is gone")
 
 // meter tells whether there is progress.
 type meter struct {
+	stall time.Duration
 	size  int64 // of the console
 	cpu   time.Duration
 	since time.Time
@@ -61,11 +62,11 @@ type meter struct {
 // long.
 func (m *meter) stalled(now time.Time, size int64, cpu time.Duration) bool {
 	past := now.Sub(m.since)
-	if size != m.size || (past >= stall/3 && float64(cpu-m.cpu) > idle*float64(past)) {
-		*m = meter{size, cpu, now}
+	if size != m.size || (past >= m.stall/3 && float64(cpu-m.cpu) > idle*float64(past)) {
+		m.size, m.cpu, m.since = size, cpu, now
 		return false
 	}
-	return past >= stall
+	return past >= m.stall
 }
 
 func (h *Host) consoleSize() int64 {

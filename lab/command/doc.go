@@ -1,0 +1,3 @@
+// Package command is the command line of the lab: `lab up`, `lab exec` and so
+// on, over package control.
+package command
