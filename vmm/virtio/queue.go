@@ -214,14 +214,25 @@ func (q *Queue) PutBack() { q.next-- }
 
 // Done gives a request back, of which the device has written n bytes.
 func (q *Queue) Done(c *Chain, n uint32) {
+	q.Fill(c, n)
+	q.Publish()
+}
+
+// Fill is Done that the driver sees with the next Publish: for what must come
+// to it at once.
+func (q *Queue) Fill(c *Chain, n uint32) {
 	e := q.used[4+8*int(q.done&(q.conf.Size-1)):]
 	binary.LittleEndian.PutUint32(e, uint32(c.head))
 	binary.LittleEndian.PutUint32(e[4:], n)
 	q.done++
-	store16(q.used[2:], q.done)
 	for _, b := range c.writable {
 		q.mem.Wrote(b)
 	}
+}
+
+// Publish lets the driver see all that was filled.
+func (q *Queue) Publish() {
+	store16(q.used[2:], q.done)
 	q.mem.Wrote(q.used)
 }
 
