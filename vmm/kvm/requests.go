@@ -1,0 +1,16 @@
+package kvm
+
+// RunRequests are the numbers of the ioctls that are made while vCPUs run, and
+// Requests of all that this package makes: for who filters system calls.
+var (
+	RunRequests = []uint32{kvmRun, kvmIRQLine, kvmSetGSIRouting, kvmIRQFD, kvmIOEventFD}
+	Requests    = append(RunRequests[:len(RunRequests):len(RunRequests)],
+		kvmGetAPIVersion, kvmCreateVM, kvmGetMSRIndexList, kvmCheckExtension, kvmGetVCPUMmapSize, kvmGetSupportedCPUID,
+		kvmCreateVCPU, kvmGetDirtyLog, kvmSetUserMemoryRegion, kvmSetTSSAddr, kvmSetIdentityMapAddr, kvmCreateIRQChip,
+		kvmGetIRQChip, kvmSetIRQChip, kvmCreatePIT2, kvmSetClock, kvmGetClock, kvmGetRegs, kvmSetRegs, kvmGetSregs,
+		kvmSetSregs, kvmGetMSRs, kvmSetMSRs, kvmGetFPU, kvmSetFPU, kvmGetLAPIC, kvmSetLAPIC, kvmSetCPUID2, kvmGetMPState,
+		kvmSetMPState, kvmNMI, kvmGetPIT2, kvmSetPIT2, kvmGetVCPUEvents, kvmSetVCPUEvents, kvmGetDebugRegs,
+		kvmSetDebugRegs, kvmSetTSCKHz, kvmGetTSCKHz, kvmEnableCap, kvmGetXSAVE, kvmSetXSAVE, kvmSignalMSI, kvmGetXCRS,
+		kvmSetXCRS, kvmKVMClockCtrl, kvmClearDirtyLog, kvmGetXSAVE2,
+	)
+)
