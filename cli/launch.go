@@ -47,14 +47,19 @@ func (a *app) create(ctx context.Context, in *api.Instance, start, named bool) e
 	if err != nil {
 		return err
 	}
+	var taken error
 	for range 5 {
-		_, err = a.one(ctx, func(ctx context.Context) (*api.Operation, error) { return c.CreateInstance(ctx, in, start) })
+		op, err := a.one(ctx, func(ctx context.Context) (*api.Operation, error) { return c.CreateInstance(ctx, in, start) })
+		if err == nil && op.Step != "" {
+			a.note("%s", op.Step)
+		}
 		if named || !api.IsCode(err, api.CodeExists) {
 			return err
 		}
+		taken = err
 		in.Name = madeUpName()
 	}
-	return err
+	return taken
 }
 
 // imageNameCommand splits IMAGE [NAME] [-- COMMAND...].

@@ -138,6 +138,9 @@ func (c *Controller) CreateInstance(ctx context.Context, in *api.Instance, start
 			WithHint("choose another name, or `cleave delete %s` first", o.Name)
 	}
 	op := newOperation(ctx, project, verb, o.Name, o.ID)
+	if op.Step, err = c.fitsDrive(ctx, o); err != nil {
+		return nil, err
+	}
 	c.alloc.Lock()
 	err = c.assign(o)
 	if err == nil {
@@ -427,6 +430,11 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 	}
 	if old.Root.Size != now.Root.Size || kindOf(in) != kindOf(n) {
 		if err := c.rootFits(c.ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	if old.Machine.ISO != now.Machine.ISO {
+		if _, err := c.fitsDrive(c.ctx, n); err != nil {
 			return nil, err
 		}
 	}

@@ -171,29 +171,6 @@ func sameArch(in *api.Instance, img *api.Image) error {
 		WithHint("choose an image that there is for %s; kind vm with --arch %s runs this one", archOf(in), arch)
 }
 
-// medium finds what is in the instance's drive; empty for nothing.
-func (c *Controller) medium(ctx context.Context, in *api.Instance) (string, error) {
-	iso := in.Spec.Machine.ISO
-	if iso == "" || filepath.IsAbs(iso) {
-		if iso != "" {
-			if _, err := os.Stat(iso); err != nil {
-				return "", api.Errorf(api.CodeNotFound, "medium %s: %w", iso, err).WithField("spec.machine.iso").
-					WithHint("bring it back, or `cleave eject %s`", in.Name)
-			}
-		}
-		return iso, nil
-	}
-	img, err := c.images.Get(ctx, iso)
-	if err != nil {
-		return "", api.AsError(err).WithField("spec.machine.iso")
-	}
-	if img.Type != api.ImageISO {
-		return "", api.Errorf(api.CodeInvalid, "image %s is no medium for a CD drive", iso).WithField("spec.machine.iso").
-			WithHint("`cleave image import FILE.iso` makes one")
-	}
-	return c.images.Disk(img.Digest), nil
-}
-
 // writeSeed makes the medium on which cloud-init finds who the guest is.
 func (c *Controller) writeSeed(path string, in *api.Instance, s *engine.Spec) (err error) {
 	cfg, err := c.seed(in, s)

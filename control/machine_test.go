@@ -178,10 +178,7 @@ func TestMachinesGetWhatTheyAreMadeOf(t *testing.T) {
 func TestAnEmptyMachineHasADiskAndADrive(t *testing.T) {
 	v := newVM()
 	w := newWorld(t, v)
-	iso := filepath.Join(t.TempDir(), "x.iso")
-	if err := os.WriteFile(iso, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	iso := mediumFile(t)
 	in := w.launch("a", api.InstanceSpec{Kind: api.KindVM, Root: api.RootDisk{Size: 2 * api.GiB}, Machine: api.Machine{ISO: iso}})
 	got := v.specs[in.ID]
 	if st, err := os.Stat(filepath.Join(got.Root.Dir, engine.RootDisk)); err != nil || st.Size() != int64(2*api.GiB) {
@@ -206,8 +203,8 @@ func TestAnEmptyMachineHasADiskAndADrive(t *testing.T) {
 	if err := os.Remove(iso); err != nil {
 		t.Fatal(err)
 	}
-	if op := set(`{"spec":{"machine":{"iso":"` + iso + `"}}}`); !api.IsCode(op.Error, api.CodeNotFound) {
-		t.Errorf("a medium that is gone: %v", op.Error)
+	if _, err := w.c.PatchInstance(t.Context(), "", "a", 0, []byte(`{"spec":{"machine":{"iso":"`+iso+`"}}}`)); !api.IsCode(err, api.CodeNotFound) {
+		t.Errorf("a medium that is gone: %v", err)
 	}
 	w.finish(w.c.DeleteInstance(t.Context(), "", "a", true, 0))
 	if left, _ := os.ReadDir(filepath.Join(w.dir, "machines")); len(left) != 0 {

@@ -141,9 +141,14 @@ func (o *operations) show(op *api.Operation) *api.Operation {
 	c := *op
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if l := o.live[op.ID]; l != nil {
+	l := o.live[op.ID]
+	switch {
+	case l == nil:
+	case c.Finished(): // somebody has asked for it since; the record says all
+		c.Changes = l.changes
+	default:
 		c.Step, c.Done, c.Total, c.Changes = l.step, l.done, l.total, l.changes
-		if !c.Finished() && l.step != "" {
+		if l.step != "" {
 			c.State = api.OperationRunning
 		}
 	}

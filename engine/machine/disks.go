@@ -182,7 +182,8 @@ func notMade(what string, size api.Bytes, err error) error {
 		code, hint = api.CodeInvalid, "the file system of its pool has no files as large: give it a smaller size, or use a pool of driver btrfs"
 	case api.AsError(err).Code != api.CodeInternal:
 		e := *api.AsError(err)
-		code, hint = e.Code, e.Hint
+		e.Message = fmt.Sprintf("make the %s (%s): %s", what, size, e.Message)
+		return &e
 	}
 	return api.Errorf(code, "make the %s (%s): %w", what, size, err).WithHint("%s", hint)
 }

@@ -1,6 +1,11 @@
 package disk
 
-import "io"
+import (
+	"context"
+	"io"
+
+	"github.com/cleave-project/cleave/api"
+)
 
 const (
 	isoSector = 2048
@@ -68,4 +73,41 @@ func toritoFirmware(b []byte) string {
 		return "uefi"
 	}
 	return ""
+}
+
+// Medium looks at what is to go into a CD drive, and tells what boots from
+// it; nothing if it is not made for that.
+func Medium(ctx context.Context, r io.ReaderAt, size int64) (firmware string, err error) {
+	f := cancelledAt{ctx, r}
+	found, err := detect(f, size)
+	if err != nil {
+		return "", err
+	}
+	if found == "iso" {
+		return checkISO(f, size)
+	}
+	if isUDF(f, size) {
+		return "", nil // one that boots is ISO 9660 as well
+	}
+	return "", api.Errorf(api.CodeInvalid, "it is no medium for a CD drive%s: neither ISO 9660 nor UDF", isRather(found)).
+		WithHint("xorriso or genisoimage make one of files; `cleave image import` takes disks")
+}
+
+// isUDF looks for the volume recognition sequence of UDF (ECMA-167 2/8.3,
+// 3/9.1), which is where that of ISO 9660 is.
+func isUDF(f io.ReaderAt, size int64) bool {
+	for n := range int64(16) {
+		b, err := read(f, size, isoFirst+n*isoSector, 7)
+		if err != nil {
+			return false
+		}
+		switch string(b[1:6]) {
+		case "NSR02", "NSR03":
+			return true
+		case isoMagic, "BEA01", "BOOT2":
+		default:
+			return false
+		}
+	}
+	return false
 }
