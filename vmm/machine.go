@@ -55,6 +55,8 @@ type Config struct {
 	// Ejected is called when a device has left the running machine, which it
 	// may without being asked to. It must not block.
 	Ejected func(Device)
+	// Thread, if there is one, is called first on each vCPU's thread.
+	Thread func() error
 }
 
 // Reason is why a machine ended.
@@ -89,6 +91,7 @@ type Machine struct {
 	power      *powerPorts
 	slots      *slotPorts
 	ejected    func(Device)
+	thread     func() error
 
 	mu        sync.Mutex
 	functions []*function
@@ -145,7 +148,7 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 // assemble makes all of a machine but its devices, around memory that it takes
 // over.
 func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUIDEntry) (_ *Machine, err error) {
-	m := &Machine{memory: ram, ejected: c.Ejected, ended: make(chan struct{})}
+	m := &Machine{memory: ram, ejected: c.Ejected, thread: c.Thread, ended: make(chan struct{})}
 	m.gate.init()
 	defer func() {
 		if err != nil {

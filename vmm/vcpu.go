@@ -77,6 +77,12 @@ func (c *vcpu) run() {
 	defer c.setThread(0)
 	m := c.machine
 	defer m.gate.leave()
+	if m.thread != nil {
+		if err := m.thread(); err != nil {
+			m.finish(End{}, err)
+			return
+		}
+	}
 	unfinished := false
 	for {
 		// The order closes the gap: a kick after this line makes Run return at

@@ -12,7 +12,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/vmm"
-	"github.com/cleave-project/cleave/vmm/monitor"
+	"github.com/cleave-project/cleave/vmm/control"
 )
 
 const usage = `Usage: cleave-vmm --kernel FILE [--initrd FILE] [--disk FILE]... [--net TAP]... [options]
@@ -28,64 +28,87 @@ inherited.
 `
 
 // parse makes of a command line what it names, opened.
-func parse(args []string) (*monitor.Config, error) {
+func parse(args []string) (s *spec, jail bool, err error) {
 	flags := flag.NewFlagSet("cleave-vmm", flag.ExitOnError)
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
-	c := &monitor.Config{}
+	s = &spec{}
 	var disks, restore list
 	kernel := flags.String("kernel", "", "bzImage, or ELF with an entry for PVH")
 	initrd := flags.String("initrd", "", "initramfs")
-	flags.StringVar(&c.Command, "command", "console=ttyS0", "kernel command line")
+	flags.StringVar(&s.Command, "command", "console=ttyS0", "kernel command line")
 	memory := flags.String("memory", "512MiB", "size of its memory")
-	flags.IntVar(&c.CPUs, "cpus", 1, "how many processors it has")
-	flags.StringVar(&c.CPU, "cpu", vmm.BaselineHost, "what they are: host, x86-64-v2 or x86-64-v3")
+	flags.IntVar(&s.CPUs, "cpus", 1, "how many processors it has")
+	flags.StringVar(&s.CPU, "cpu", vmm.BaselineHost, "what they are: host, x86-64-v2 or x86-64-v3")
 	flags.Var(&disks, "disk", "a disk; may be repeated")
 	flags.Var(&restore, "restore", "a snapshot's directory; repeated for those with changes, the oldest first")
-	flags.BoolVar(&c.Paused, "paused", false, "leave a restored machine paused")
+	flags.BoolVar(&s.Paused, "paused", false, "leave a restored machine paused")
 	socket := flags.String("control", "", "socket to be told what to do by")
+	open := flags.Bool("no-jail", false, "leave it to others to shut the process in, but for a filter of system calls")
 	_ = flags.Parse(args)
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("%q is no option", flags.Arg(0))
+		return nil, false, fmt.Errorf("%q is no option", flags.Arg(0))
 	}
 	if *kernel == "" && len(restore) == 0 {
-		return nil, errors.New("there is neither a --kernel to boot nor a snapshot to --restore")
+		return nil, false, errors.New("there is neither a --kernel to boot nor a snapshot to --restore")
 	}
 	size, err := api.ParseBytes(*memory)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	c.Memory = uint64(size)
+	s.Memory = uint64(size)
+	if s.KVM, err = s.open("/dev/kvm", os.O_RDWR); err != nil {
+		return nil, false, err
+	}
+	return s, !*open, s.openAll(*kernel, *initrd, *socket, disks, restore)
+}
+
+// openAll opens what a command line names.
+func (s *spec) openAll(kernel, initrd, socket string, disks, restore list) (err error) {
 	for _, f := range []struct {
 		name string
-		to   **os.File
-	}{{*kernel, &c.Kernel}, {*initrd, &c.Initrd}} {
+		to   *int
+	}{{kernel, &s.Kernel}, {initrd, &s.Initrd}} {
 		if f.name == "" {
 			continue
 		}
-		if *f.to, err = open(f.name, os.O_RDONLY); err != nil {
-			return nil, err
+		if *f.to, err = s.open(f.name, os.O_RDONLY); err != nil {
+			return err
 		}
 	}
-	for i, d := range disks {
-		disk, err := parseDisk(d, i)
+	for i, arg := range disks {
+		d, f, err := openDisk(arg, i)
 		if err != nil {
-			return nil, fmt.Errorf("--disk %s: %w", d, err)
+			return fmt.Errorf("--disk %s: %w", arg, err)
 		}
-		c.Disks = append(c.Disks, *disk)
+		s.Disks = append(s.Disks, diskSpec{*d, s.add(f)})
 	}
 	for _, dir := range restore {
 		f, err := openSnapshot(dir, os.O_RDONLY)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		c.Restore = append(c.Restore, *f)
+		s.Restore = append(s.Restore, [2]int{s.add(f.State), s.add(f.Memory)})
 	}
-	if *socket != "" {
-		if c.Control, err = listen(*socket); err != nil {
-			return nil, err
+	if socket != "" {
+		f, err := listen(socket)
+		if err != nil {
+			return err
+		}
+		s.Control = s.add(f)
+		if !inherited(socket) {
+			s.socket = socket
 		}
 	}
-	return c, nil
+	return nil
+}
+
+// open opens a file of the spec.
+func (s *spec) open(name string, mode int) (int, error) {
+	f, err := open(name, mode)
+	if err != nil {
+		return 0, err
+	}
+	return s.add(f), nil
 }
 
 // list is a flag that may be repeated.
@@ -113,23 +136,23 @@ func options(s string, set map[string]func(value string) error) (file string, er
 // text is an option's place for its value.
 func text(to *string) func(string) error { return func(v string) error { *to = v; return nil } }
 
-func parseDisk(s string, i int) (*monitor.Disk, error) {
-	d := &monitor.Disk{}
-	d.Name = fmt.Sprintf("disk%d", i)
-	file, err := options(s, map[string]func(string) error{
+// openDisk is a --disk, the i-th.
+func openDisk(arg string, i int) (*control.Disk, *os.File, error) {
+	d := &control.Disk{Name: fmt.Sprintf("disk%d", i)}
+	name, err := options(arg, map[string]func(string) error{
 		"name": text(&d.Name), "serial": text(&d.Serial),
 		"readonly": func(string) error { d.ReadOnly = true; return nil },
 		"queues":   func(v string) (err error) { d.Queues, err = strconv.Atoi(v); return err },
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	mode := os.O_RDWR
 	if d.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	d.File, err = open(file, mode)
-	return d, err
+	f, err := open(name, mode)
+	return d, f, err
 }
 
 // open opens a file, or takes an inherited one.
@@ -143,6 +166,9 @@ func open(name string, mode int) (*os.File, error) {
 	}
 	return os.OpenFile(name, mode, 0)
 }
+
+// inherited tells whether a name is that of a file which is open already.
+func inherited(name string) bool { return strings.HasPrefix(name, "fd=") }
 
 // openSnapshot opens the two files of a snapshot.
 func openSnapshot(dir string, mode int) (*vmm.Files, error) {
@@ -160,31 +186,18 @@ func openSnapshot(dir string, mode int) (*vmm.Files, error) {
 
 // listen makes a socket that only this user can connect to, or takes an
 // inherited one.
-func listen(name string) (*net.UnixListener, error) {
-	if strings.HasPrefix(name, "fd=") {
-		f, err := open(name, 0)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		l, err := net.FileListener(f)
-		if err != nil {
-			return nil, err
-		}
-		u, ok := l.(*net.UnixListener)
-		if !ok {
-			l.Close()
-			return nil, fmt.Errorf("%s is no unix socket that listens", name)
-		}
-		return u, nil
+func listen(name string) (*os.File, error) {
+	if inherited(name) {
+		return open(name, 0)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false) // the file is another descriptor of it
 	if err := os.Chmod(name, 0o600); err != nil {
-		l.Close()
 		return nil, err
 	}
-	return l, nil
+	return l.File()
 }

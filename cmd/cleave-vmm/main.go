@@ -1,7 +1,7 @@
-// Command cleave-vmm runs one virtual machine (package vmm/monitor). Its
-// serial port is the terminal that it is started on; SIGTERM presses its power
-// button, a second one pulls its plug. With "control" as first argument it
-// tells another cleave-vmm what to do.
+// Command cleave-vmm runs one virtual machine (package vmm/monitor), in a jail
+// that it makes. The machine's serial port is the terminal that it is started
+// on; SIGTERM presses its power button, a second one pulls its plug. With
+// "control" as first argument it tells another cleave-vmm what to do.
 package main
 
 import (
@@ -12,21 +12,15 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"github.com/cleave-project/cleave/vmm"
+	"github.com/cleave-project/cleave/vmm/confine"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/monitor"
 )
 
 func main() {
-	var code int
-	var err error
-	if len(os.Args) > 1 && os.Args[1] == "control" {
-		err = tell(os.Args[2:])
-	} else {
-		code, err = run(os.Args[1:])
-	}
+	code, err := run(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cleave-vmm:", err)
 		code = 1
@@ -34,18 +28,45 @@ func main() {
 	os.Exit(code)
 }
 
-// run holds a machine until it ends.
 func run(args []string) (int, error) {
-	c, err := parse(args)
+	switch {
+	case len(args) > 0 && args[0] == "control":
+		return 0, tell(args[1:])
+	case len(args) == 2 && args[0] == inside:
+		return runInside(args[1])
+	}
+	s, jail, err := parse(args)
 	if err != nil {
 		return 0, err
 	}
-	sys, err := kvm.Open()
-	if err != nil {
-		return 0, fmt.Errorf("KVM: %w", err)
+	if s.socket != "" {
+		defer os.Remove(s.socket)
 	}
-	defer sys.Close()
-	c.Console, c.Input = os.Stdout, os.Stdin
+	if jail {
+		return jailed(s)
+	}
+	defer raw()()
+	return machine(s)
+}
+
+// machine holds a machine until it ends.
+func machine(s *spec) (int, error) {
+	if err := confine.Process(); err != nil {
+		return 0, err
+	}
+	c, err := s.config()
+	if err != nil {
+		return 0, err
+	}
+	c.Console, c.Input, c.Thread = os.Stdout, os.Stdin, confine.Thread
+	dev, err := s.file(s.KVM)
+	if err != nil {
+		return 0, err
+	}
+	sys, err := kvm.FromFile(dev)
+	if err != nil {
+		return 0, err
+	}
 	m, err := monitor.New(sys, *c)
 	if err != nil {
 		return 0, err
@@ -60,11 +81,6 @@ func run(args []string) (int, error) {
 		<-signals
 		cancel()
 	}()
-	if term.IsTerminal(0) {
-		if old, err := term.MakeRaw(0); err == nil {
-			defer func() { _ = term.Restore(0, old) }()
-		}
-	}
 	end, err := m.Run(ctx)
 	switch {
 	case err != nil:

@@ -96,12 +96,12 @@ func show(v any, err error) error {
 }
 
 func addDisk(ctx context.Context, c *control.Client, arg string) error {
-	d, err := parseDisk(arg, 0)
+	d, f, err := openDisk(arg, 0)
 	if err != nil {
 		return err
 	}
-	defer d.File.Close()
-	return c.AddDisk(ctx, d.Disk, d.File)
+	defer f.Close()
+	return c.AddDisk(ctx, *d, f)
 }
 
 func setLimits(ctx context.Context, c *control.Client, args []string) error {

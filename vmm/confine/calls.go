@@ -10,10 +10,12 @@ import (
 
 // files are the requests of ioctl for disks and ports, from linux/fs.h and
 // if_tun.h: TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNGETIFF, TUNGETFEATURES;
-// BLKDISCARD, BLKZEROOUT, and those for sizes.
+// BLKDISCARD, BLKZEROOUT, and those for sizes. A terminal's modes are among
+// them too (TCGETS, TCSETS), to be put back.
 var files = []uint32{
 	0x400454d0, 0x400454d8, 0x800454d2, 0x800454cf,
 	0x1277, 0x127f, 0x80081272, 0x1268, 0x127b, 0x1278, 0x1279,
+	unix.TCGETS, unix.TCSETS,
 }
 
 // everywhere is what Go's runtime asks of the kernel on any thread.

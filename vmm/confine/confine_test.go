@@ -68,8 +68,8 @@ func confined() error {
 	if fd, err := unix.MemfdCreate("x", 0); err != nil || unix.Ftruncate(fd, 4096) != nil {
 		return fmt.Errorf("memory: %v", err)
 	}
-	if _, err := unix.IoctlGetInt(0, unix.TCGETS); !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("ioctl of a terminal: %v", err)
+	if _, err := unix.IoctlGetInt(0, unix.TIOCSTI); !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("typing for the user: %v", err)
 	}
 	for what, err := range map[string]error{
 		"open":     second(os.Open("/x")),

@@ -2,7 +2,7 @@
 // start, over resets that the guest asks for, to its end, and does what is
 // asked over the control socket (package control). All that the guest is
 // made of comes as open files, so that the process can be shut in before the
-// guest's first instruction (Confine).
+// guest's first instruction (package confine).
 package monitor
 
 import (
@@ -41,6 +41,8 @@ type Config struct {
 	Input   io.Reader
 	// Control is where requests come from, or nil.
 	Control *net.UnixListener
+	// Thread is called first on each vCPU's thread, if it isn't nil.
+	Thread func() error
 }
 
 // Disk is one with its file.
@@ -113,7 +115,7 @@ func (m *Monitor) boot() (*vmm.Machine, error) {
 func (m *Monitor) machineConfig() vmm.Config {
 	c := vmm.Config{
 		CPUs: m.config.CPUs, Memory: m.config.Memory, CPU: m.config.CPU,
-		Console: m.config.Console, Ejected: m.ejected,
+		Console: m.config.Console, Ejected: m.ejected, Thread: m.config.Thread,
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/cleave-project/cleave/vmm"
+	"github.com/cleave-project/cleave/vmm/control"
+	"github.com/cleave-project/cleave/vmm/monitor"
+)
+
+// spec is what a command line says, with the files that it names as numbers
+// in a list of open ones: so it passes from a process to one that is shut in.
+type spec struct {
+	CPUs    int
+	Memory  uint64
+	CPU     string
+	Command string
+	Paused  bool
+	KVM     int
+	Kernel  int // 0, which is KVM's, for none; so are the others
+	Initrd  int
+	Control int
+	Disks   []diskSpec
+	Restore [][2]int // state and memory
+
+	files  []*os.File
+	socket string // that was made for Control
+}
+
+type diskSpec struct {
+	control.Disk
+	File int
+}
+
+// add notes a file, and returns its number.
+func (s *spec) add(f *os.File) int {
+	s.files = append(s.files, f)
+	return len(s.files) - 1
+}
+
+func (s *spec) file(n int) (*os.File, error) {
+	if n < 0 || n >= len(s.files) {
+		return nil, fmt.Errorf("there is no file %d of %d", n, len(s.files))
+	}
+	return s.files[n], nil
+}
+
+// config is the spec with its files.
+func (s *spec) config() (*monitor.Config, error) {
+	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, CPU: s.CPU, Command: s.Command, Paused: s.Paused}
+	var err error
+	for _, f := range []struct {
+		n  int
+		to **os.File
+	}{{s.Kernel, &c.Kernel}, {s.Initrd, &c.Initrd}} {
+		if f.n == 0 {
+			continue
+		}
+		if *f.to, err = s.file(f.n); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range s.Disks {
+		f, err := s.file(d.File)
+		if err != nil {
+			return nil, err
+		}
+		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: f})
+	}
+	for _, r := range s.Restore {
+		state, err := s.file(r[0])
+		if err != nil {
+			return nil, err
+		}
+		memory, err := s.file(r[1])
+		if err != nil {
+			return nil, err
+		}
+		c.Restore = append(c.Restore, vmm.Files{State: state, Memory: memory})
+	}
+	if s.Control != 0 {
+		f, err := s.file(s.Control)
+		if err != nil {
+			return nil, err
+		}
+		if c.Control, err = listener(f); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// listener is an open socket as one that listens.
+func listener(f *os.File) (*net.UnixListener, error) {
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("control socket: %s is no unix socket that listens", f.Name())
+	}
+	return u, nil
+}
