@@ -100,6 +100,7 @@ type Machine struct {
 	ISO        string     `json:"iso,omitempty" doc:"Medium in the CD drive: name of an ISO image, or an absolute path on the host"`
 	BootOrder  []string   `json:"bootOrder,omitempty" doc:"Of disk, cdrom and network; disk first, then cdrom if empty"`
 	Accel      string     `json:"accel,omitempty" enum:"kvm,tcg" doc:"How instructions are executed; the faster one that works if empty"`
+	Engine     string     `json:"engine,omitempty" enum:"qemu,vmm" doc:"What runs a guest of kind vm; the best that fits it if empty"`
 	CloudInit  *CloudInit `json:"cloudInit,omitempty" doc:"Seed for cloud-init in a disk image"`
 }
 

@@ -19,6 +19,7 @@ func (s *InstanceSpec) validateMachine() error {
 		oneOf("spec.machine.arch", m.Arch, "", "amd64", "arm64", "riscv64"),
 		oneOf("spec.machine.firmware", m.Firmware, "", "bios", "uefi"),
 		oneOf("spec.machine.accel", m.Accel, "", "kvm", "tcg"),
+		oneOf("spec.machine.engine", m.Engine, "", "qemu", "vmm"),
 		m.validateBootOrder(),
 		m.validateMedium(),
 		m.CloudInit.validate(),
@@ -28,6 +29,8 @@ func (s *InstanceSpec) validateMachine() error {
 		checks = append(checks, invalid("spec.machine.kernel", "%q can't be the name of a kernel", m.Kernel).WithHint("`cleave kernel list` shows those that there are"))
 	case m.Kernel != "" && own:
 		checks = append(checks, invalid("spec.machine.kernel", "a system that firmware boots has its own kernel").WithHint("leave out --kernel, or --boot"))
+	case m.Engine != "" && s.Kind != KindVM:
+		checks = append(checks, Errorf(CodeUnsupported, "kind %s has one engine, and none to choose", s.Kind).WithField("spec.machine.engine").WithHint("use --kind vm"))
 	case m.SecureBoot && m.Firmware != "uefi":
 		checks = append(checks, invalid("spec.machine.secureBoot", "Secure Boot is a part of UEFI").WithHint("use --boot uefi"))
 	}
@@ -54,6 +57,7 @@ func (s *InstanceSpec) withoutMachine() error {
 		{"iso", m.ISO != ""},
 		{"bootOrder", len(m.BootOrder) > 0},
 		{"accel", m.Accel != ""},
+		{"engine", m.Engine != ""},
 		{"cloudInit", m.CloudInit != nil},
 	} {
 		if x.given {

@@ -121,7 +121,7 @@ func suits(in *api.Instance, img *api.Image) error {
 // guest has.
 func (t *task) machine(ctx context.Context, s *engine.Spec, img *api.Image) (*engine.Machine, error) {
 	c, in := t.c, t.in
-	m := &engine.Machine{Arch: archOf(in), CPUs: cpusOf(in), Memory: memoryOf(in), Accel: in.Spec.Machine.Accel}
+	m := &engine.Machine{Arch: archOf(in), CPUs: cpusOf(in), Memory: memoryOf(in), Accel: in.Spec.Machine.Accel, Engine: in.Spec.Machine.Engine}
 	if !ownSystem(in) {
 		k, err := c.Kernels.Boot(ctx, kindOf(in), m.Arch, in.Spec.Machine.Kernel)
 		if err != nil {

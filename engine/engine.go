@@ -131,6 +131,9 @@ type Guest struct {
 	Ended   time.Time
 	// Lost says what could not be kept when the keeper was replaced.
 	Lost []string
+	// Engine is the name of the guest's own engine where several build walls
+	// of a kind; else empty.
+	Engine string
 }
 
 // Exit is the end of a guest.

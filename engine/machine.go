@@ -21,6 +21,7 @@ type Machine struct {
 	CPUs   int       // virtual CPUs; at least 1
 	Memory api.Bytes // of the machine at start, its RAM
 	Accel  string    // kvm or tcg; the faster one that works if empty
+	Engine string    // where several build walls of the kind; the best that fits if empty
 
 	// Kernel boots the image. It is zero for a system of its own, whose disk
 	// is the root volume, and which Firmware boots.

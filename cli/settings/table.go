@@ -156,6 +156,10 @@ var Instance = Table{
 		Key: "accel", Flag: "accel", Value: "ACCEL", Section: Hardware, Path: "spec.machine.accel", parse: text,
 		Choices: []string{"kvm", "tcg"}, Doc: "how instructions are executed (default: the faster one that works)",
 	},
+	{
+		Key: "engine", Flag: "engine", Value: "ENGINE", Section: Hardware, Path: "spec.machine.engine", parse: text,
+		Choices: []string{"qemu", "vmm"}, Doc: "what runs a guest of kind vm (default: the best that fits it)",
+	},
 	{Key: "cloud-init.user-data", Value: "TEXT", Section: Hardware, Path: "spec.machine.cloudInit.userData", parse: text, Doc: "user data for cloud-init in a disk image"},
 	{
 		Key: "cloud-init.ssh-keys", Aliases: []string{"ssh-key", "ssh-keys"}, Flag: "ssh-key", Value: "FILE|KEY", Section: Hardware, Path: "spec.machine.cloudInit.sshKeys", parse: sshKeys, shape: list,
