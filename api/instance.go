@@ -207,7 +207,7 @@ type InstanceStatus struct {
 	// Reboots counts those that the guest did without ending.
 	Reboots  int      `json:"reboots,omitempty"`
 	Health   string   `json:"health,omitempty" doc:"starting, healthy or unhealthy; empty without a check"`
-	NICs     []Port   `json:"nics,omitempty"`
+	NICs     []Port   `json:"nics,omitempty" doc:"Its ports; while it runs those that the guest has"`
 	Agent    string   `json:"agent,omitempty" doc:"Of a machine: cleave, qemu (only QEMU's own guest agent) or none"`
 	Kernel   string   `json:"kernel,omitempty" doc:"Of a machine: the kernel that booted it"`
 	Accel    string   `json:"accel,omitempty" doc:"Of a machine: kvm, tcg or ptrace"`
@@ -231,10 +231,28 @@ type ExitStatus struct {
 type Port struct {
 	Network string `json:"network"`
 	Name    string `json:"name" doc:"Interface name in the guest"`
+	Slot    int    `json:"slot,omitempty" doc:"Which of its ports it is, from 1; others keep theirs when it goes"`
 	Link    string `json:"link,omitempty" doc:"Interface name on the host while it runs"`
 	MAC     string `json:"mac"`
 	IPv4    string `json:"ipv4,omitempty"`
 	IPv6    string `json:"ipv6,omitempty"`
+}
+
+// Attachment is one device that an instance gets: a mount or a port.
+type Attachment struct {
+	Mount *Mount `json:"mount,omitempty"`
+	NIC   *NIC   `json:"nic,omitempty"`
+}
+
+// Detachment names one device that is taken from an instance: a volume or a
+// directory of the host, by its name or path or by its target, or a port, by
+// its network or its interface name.
+type Detachment struct {
+	Volume   string `json:"volume,omitempty" doc:"Name of a volume"`
+	HostPath string `json:"hostPath,omitempty"`
+	Target   string `json:"target,omitempty" doc:"Where it is in the guest; needed if it is there more than once"`
+	Network  string `json:"network,omitempty" doc:"Name of a network"`
+	NIC      string `json:"nic,omitempty" doc:"Interface name in the guest; needed if it has several ports on the network"`
 }
 
 // Stats are counters and gauges of one running instance at Time.

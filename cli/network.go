@@ -32,7 +32,7 @@ func (a *app) networkCmd() *cobra.Command {
 			return err
 		})
 	del := deleteVerb(a, "Delete networks that no instance uses", networkNames, func(ctx context.Context, c *client.Client, n string) error { return c.DeleteNetwork(ctx, n) })
-	return noun("network", "Networks: switches that instances are joined by", list, show, create, set, del)
+	return noun("network", "Networks: switches that instances are joined by", list, show, create, set, a.attachNetworkCmd(), a.detachNetworkCmd(), del)
 }
 
 func networkListing() output.Listing[api.Network] {

@@ -94,7 +94,7 @@ func (a *app) volumeCmd() *cobra.Command {
 			return err
 		})
 	del := deleteVerb(a, "Delete volumes that no instance uses, and what is in them", volumeNames, func(ctx context.Context, c *client.Client, n string) error { return c.DeleteVolume(ctx, n) })
-	return noun("volume", "Volumes: files that outlive instances", list, show, create, set, del)
+	return noun("volume", "Volumes: files that outlive instances", list, show, create, set, a.attachVolumeCmd(), a.detachVolumeCmd(), del)
 }
 
 func (a *app) volumeListing() output.Listing[api.Volume] {

@@ -59,6 +59,17 @@ func (c *Client) PatchInstance(ctx context.Context, n string, revision int64, pa
 	return do[api.Operation](ctx, c, request{method: http.MethodPatch, path: name("instances", n), body: patch, revision: revision})
 }
 
+// AttachDevice adds a mount or a port to an instance, at once where that is
+// possible.
+func (c *Client) AttachDevice(ctx context.Context, n string, a api.Attachment) (*api.Operation, error) {
+	return do[api.Operation](ctx, c, request{method: http.MethodPost, path: name("instances", n) + "/attach", body: a})
+}
+
+// DetachDevice takes a mount or a port from an instance, like AttachDevice.
+func (c *Client) DetachDevice(ctx context.Context, n string, d api.Detachment) (*api.Operation, error) {
+	return do[api.Operation](ctx, c, request{method: http.MethodPost, path: name("instances", n) + "/detach", body: d})
+}
+
 // RenameInstance gives an instance another name.
 func (c *Client) RenameInstance(ctx context.Context, n, to string) (*api.Operation, error) {
 	body := map[string]string{"name": to}

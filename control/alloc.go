@@ -36,10 +36,14 @@ func (a *allocator) init(c *Controller) {
 
 func (a *allocator) take(in *api.Instance) {
 	a.uids[in.Status.UIDBase] = in.ID
-	for _, p := range in.Status.NICs {
+	a.takePorts(in.ID, in.Status.NICs)
+}
+
+func (a *allocator) takePorts(id string, ports []api.Port) {
+	for _, p := range ports {
 		for _, s := range []string{p.IPv4, p.IPv6} {
 			if pre, err := netip.ParsePrefix(s); err == nil {
-				a.addrs[pre.Addr()] = in.ID
+				a.addrs[pre.Addr()] = id
 			}
 		}
 	}
@@ -50,9 +54,13 @@ func (a *allocator) release(in *api.Instance) {
 	if a.uids[in.Status.UIDBase] == in.ID {
 		delete(a.uids, in.Status.UIDBase)
 	}
-	for _, p := range in.Status.NICs {
+	a.releasePorts(in.ID, in.Status.NICs)
+}
+
+func (a *allocator) releasePorts(id string, ports []api.Port) {
+	for _, p := range ports {
 		for _, s := range []string{p.IPv4, p.IPv6} {
-			if pre, err := netip.ParsePrefix(s); err == nil && a.addrs[pre.Addr()] == in.ID {
+			if pre, err := netip.ParsePrefix(s); err == nil && a.addrs[pre.Addr()] == id {
 				delete(a.addrs, pre.Addr())
 			}
 		}
@@ -77,42 +85,8 @@ func (c *Controller) assign(in *api.Instance) error {
 		return err
 	}
 	in.Status.UIDBase = base
-	nics := in.Spec.NICs
-	if nics == nil {
-		nics = []api.NIC{{}}
-	}
-	in.Status.NICs = nil
-	for i, nic := range nics {
-		n, err := c.networkOf(in.Project, nic.Network)
-		if err != nil {
-			return err
-		}
-		used := func(a netip.Addr) bool {
-			for _, p := range in.Status.NICs {
-				if sameAddr(p.IPv4, a) || sameAddr(p.IPv6, a) {
-					return true
-				}
-			}
-			return c.alloc.addrs[a] != ""
-		}
-		v4, v6, err := c.net.Allocate(n, used, nic.IPv4, nic.IPv6)
-		if err != nil {
-			return err
-		}
-		port := api.Port{Network: n.Name, Name: nic.Name, MAC: nic.MAC}
-		if port.Name == "" {
-			port.Name = fmt.Sprintf("eth%d", i)
-		}
-		if port.MAC == "" {
-			port.MAC = macOf(in.ID, i).String()
-		}
-		if v4.IsValid() {
-			port.IPv4 = v4.String()
-		}
-		if v6.IsValid() {
-			port.IPv6 = v6.String()
-		}
-		in.Status.NICs = append(in.Status.NICs, port)
+	if in.Status.NICs, err = c.portsFor(in, nil, false); err != nil {
+		return err
 	}
 	c.alloc.take(in)
 	return nil

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -418,8 +417,6 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 		return nil, fixed("spec.machine.firmware", in.Name)
 	case isMachine(in) && isMachine(n) && rootSize(n, nil) < rootSize(in, nil):
 		return nil, shrunk("spec.root.size", in.Name)
-	case !slices.EqualFunc(nicsOf(old), nicsOf(now), func(a, b api.NIC) bool { return a == b }):
-		return nil, fixed("spec.nics", in.Name)
 	}
 	if in.Status.Saved && (changesMachine(old, now) || kindOf(in) != kindOf(n)) {
 		return nil, api.Errorf(api.CodeConflict, "the memory of %q is saved, and knows the machine as it was", in.Name).
@@ -427,6 +424,13 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 	}
 	if err := c.validate(n); err != nil {
 		return nil, err
+	}
+	if !sameNICs(old, now) {
+		for _, nic := range nicsOf(now) {
+			if _, err := c.networkOf(in.Project, nic.Network); err != nil {
+				return nil, api.AsError(err).WithField("spec.nics")
+			}
+		}
 	}
 	if old.Root.Size != now.Root.Size || kindOf(in) != kindOf(n) {
 		if err := c.rootFits(c.ctx, n); err != nil {

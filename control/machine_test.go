@@ -34,8 +34,10 @@ func (bootKernels) Boot(_ context.Context, kind api.Kind, arch, name string) (ke
 // fakeVM is an engine of machines that can do everything.
 type fakeVM struct {
 	*fakeEngine
-	failSave, failInsert error
-	medium               string
+	failSave, failInsert, failPlug error
+	medium                         string
+	disks                          map[string]engine.Disk // plugged
+	nics                           map[string]engine.NIC
 }
 
 func newVM() *fakeVM {
@@ -45,7 +47,7 @@ func newVM() *fakeVM {
 		Available: true, Pause: true, Resize: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true, TPM: true,
 		Archs: []string{runtime.GOARCH}, MinMemory: 48 * api.MiB,
 	}
-	return &fakeVM{fakeEngine: f}
+	return &fakeVM{fakeEngine: f, disks: map[string]engine.Disk{}, nics: map[string]engine.NIC{}}
 }
 
 func (f *fakeVM) Save(_ context.Context, id, path string) error {
@@ -68,10 +70,55 @@ func (f *fakeVM) InsertMedium(_ context.Context, _, path string) error {
 	return f.failInsert
 }
 
-func (*fakeVM) AttachDisk(context.Context, string, engine.Disk) error         { return nil }
-func (*fakeVM) DetachDisk(context.Context, string, string) error              { return nil }
-func (*fakeVM) AttachNIC(context.Context, string, engine.NIC, *os.File) error { return nil }
-func (*fakeVM) DetachNIC(context.Context, string, string) error               { return nil }
+func (f *fakeVM) AttachDisk(_ context.Context, _ string, d engine.Disk) error {
+	return plugInto(f, f.disks, d.ID, d)
+}
+
+func (f *fakeVM) DetachDisk(_ context.Context, _, disk string) error {
+	return unplugFrom(f, f.disks, disk)
+}
+
+func (f *fakeVM) AttachNIC(_ context.Context, _ string, n engine.NIC, _ *os.File) error {
+	return plugInto(f, f.nics, n.Name, n)
+}
+
+func (f *fakeVM) DetachNIC(_ context.Context, id, name string) error {
+	f.mu.Lock()
+	for _, n := range f.specs[id].NICs {
+		if n.Name == name && f.nics[name].Name == "" {
+			f.mu.Unlock()
+			return api.Errorf(api.CodeUnsupported, "port %s was there at the start", name)
+		}
+	}
+	f.mu.Unlock()
+	return unplugFrom(f, f.nics, name)
+}
+
+func plugInto[T any](f *fakeVM, to map[string]T, name string, v T) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failPlug != nil {
+		return f.failPlug
+	}
+	if _, ok := to[name]; ok {
+		return api.Errorf(api.CodeExists, "it has %s already", name)
+	}
+	to[name] = v
+	return nil
+}
+
+func unplugFrom[T any](f *fakeVM, from map[string]T, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failPlug != nil {
+		return f.failPlug
+	}
+	if _, ok := from[name]; !ok {
+		return api.Errorf(api.CodeNotFound, "it has no %s", name)
+	}
+	delete(from, name)
+	return nil
+}
 
 // newPVM is an engine of paravirtual machines, which can do little.
 func newPVM() *fakeEngine {

@@ -43,7 +43,7 @@ func (c *Controller) CreateNetwork(ctx context.Context, in *api.Network) (*api.N
 		return nil, api.Errorf(api.CodeExists, "network %q already exists", n.Name).WithField("name")
 	}
 	if n.Status, err = c.net.Ensure(ctx, n); err != nil {
-		return nil, err
+		return nil, c.naming(err)
 	}
 	if err := c.store.Commit(ctx, c.networks.Create(n)); err != nil {
 		if rerr := c.net.Remove(context.WithoutCancel(ctx), n.ID); rerr != nil {
@@ -73,8 +73,15 @@ func (c *Controller) Network(_ context.Context, project, name string) (*api.Netw
 func (c *Controller) networkUsers(n *api.Network) []string {
 	var users []string
 	for _, in := range c.instances.All() {
+		names := []string{}
 		for _, p := range in.Status.NICs {
-			if on, err := c.networkOf(in.Project, p.Network); err == nil && on.ID == n.ID {
+			names = append(names, p.Network)
+		}
+		for _, n := range nicsOf(in.Spec) { // one may wait for the next start
+			names = append(names, n.Network)
+		}
+		for _, name := range names {
+			if on, err := c.networkOf(in.Project, name); err == nil && on.ID == n.ID {
 				users = append(users, in.Name)
 				break
 			}
@@ -121,7 +128,7 @@ func (c *Controller) PatchNetwork(ctx context.Context, project, name string, rev
 		}
 		var err error
 		n.Status, err = c.net.Ensure(ctx, n)
-		return err
+		return c.naming(err)
 	})
 	if err != nil {
 		return nil, err
@@ -142,5 +149,5 @@ func (c *Controller) DeleteNetwork(ctx context.Context, project, name string) er
 		return err
 	}
 	c.emit("network.deleted", &n.Meta, "", nil)
-	return c.net.Remove(context.WithoutCancel(ctx), n.ID)
+	return c.naming(c.net.Remove(context.WithoutCancel(ctx), n.ID))
 }

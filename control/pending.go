@@ -54,7 +54,7 @@ func keepRestartFields(live, was *api.InstanceSpec) {
 func changesMachine(old, now api.InstanceSpec) bool {
 	kept := now
 	keepRestartFields(&kept, &old)
-	return len(kept.Changes(&now)) > 0 || old.Resources != now.Resources || old.Root != now.Root || old.Machine.ISO != now.Machine.ISO
+	return len(kept.Changes(&now)) > 0 || old.Resources != now.Resources || old.Root != now.Root || old.Machine.ISO != now.Machine.ISO || !sameNICs(old, now)
 }
 
 // savedSpec is what a guest is started with that goes on from its memory.
@@ -65,6 +65,7 @@ func savedSpec(in *api.Instance) *api.Instance {
 	n, was := *in, in.Status.Running
 	keepRestartFields(&n.Spec, was)
 	n.Spec.Resources, n.Spec.Root, n.Spec.Machine.ISO = was.Resources, was.Root, was.Machine.ISO
+	n.Spec.NICs = was.NICs
 	return &n
 }
 
@@ -111,8 +112,9 @@ func (t *task) resumed(ctx context.Context, g *guest) *api.InstanceSpec {
 	return differing(&live.Spec, t.in.Spec)
 }
 
-// waiting tells which of the changes between old and now wait, and for what.
-func waiting(g *guest, old, now, live *api.Instance) string {
+// waiting tells which of the changes between old and now wait, and for what;
+// why has reasons by path.
+func waiting(g *guest, old, now, live *api.Instance, why map[string][]string) string {
 	asked := old.Spec.Changes(&now.Spec)
 	var start, resume []string
 	for _, ch := range live.Spec.Changes(&now.Spec) {
@@ -122,7 +124,11 @@ func waiting(g *guest, old, now, live *api.Instance) string {
 		if g.paused && strings.HasPrefix(ch.Path, "resources.") {
 			resume = append(resume, ch.String())
 		} else {
-			start = append(start, ch.String())
+			text := ch.String()
+			if reasons := why[ch.Path]; len(reasons) > 0 {
+				text += " (" + strings.Join(reasons, "; ") + ")"
+			}
+			start = append(start, text)
 		}
 	}
 	var texts []string

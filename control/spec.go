@@ -117,32 +117,39 @@ func process(in *api.Instance, cfg api.ImageConfig) (engine.Process, error) {
 func (c *Controller) mounts(ctx context.Context, in *api.Instance) ([]engine.Mount, error) {
 	var list []engine.Mount
 	for _, m := range in.Spec.Mounts {
-		em := engine.Mount{Source: m.HostPath, Target: m.Target, ReadOnly: m.ReadOnly}
-		if m.Volume != "" {
-			v, err := c.volumes.Get(in.Project, m.Volume)
-			if err != nil {
-				return nil, err
-			}
-			d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
-			if err != nil {
-				return nil, err
-			}
-			if em.Source, err = d.Path(ctx, namedVolume(v.ID)); err != nil {
-				return nil, err
-			}
-			em.Owned, em.Disk = true, v.Spec.Type == api.VolumeDisk
-			if em.Disk {
-				em.Size = volumeSize(v)
-				if err := c.diskFree(v, in, m.ReadOnly); err != nil {
-					return nil, err
-				}
-			}
+		em, err := c.mount(ctx, in, m)
+		if err != nil {
+			return nil, err
 		}
 		list = append(list, em)
 	}
 	// A mount below another one must come after it.
 	slices.SortStableFunc(list, func(a, b engine.Mount) int { return strings.Compare(a.Target, b.Target) })
 	return list, nil
+}
+
+func (c *Controller) mount(ctx context.Context, in *api.Instance, m api.Mount) (engine.Mount, error) {
+	em := engine.Mount{Source: m.HostPath, Target: m.Target, ReadOnly: m.ReadOnly}
+	if m.Volume == "" {
+		return em, nil
+	}
+	v, err := c.volumes.Get(in.Project, m.Volume)
+	if err != nil {
+		return em, err
+	}
+	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
+	if err != nil {
+		return em, err
+	}
+	if em.Source, err = d.Path(ctx, namedVolume(v.ID)); err != nil {
+		return em, err
+	}
+	em.Owned, em.Disk = true, v.Spec.Type == api.VolumeDisk
+	if em.Disk {
+		em.Size = volumeSize(v)
+		err = c.diskFree(v, in, m.ReadOnly)
+	}
+	return em, err
 }
 
 // diskFree refuses to let a second guest at a disk that one of them writes
@@ -152,7 +159,7 @@ func (c *Controller) diskFree(v *api.Volume, in *api.Instance, readOnly bool) er
 		if other.ID == in.ID || other.Project != v.Project || c.live(other.ID) == nil {
 			continue
 		}
-		for _, m := range other.Spec.Mounts {
+		for _, m := range allMounts(other) {
 			if m.Volume == v.Name && !(m.ReadOnly && readOnly) {
 				return api.Errorf(api.CodeInUse, "volume %q is a disk, and %s has it", v.Name, other.Name).WithField("spec.mounts").
 					WithHint("stop %s first, or mount it read-only in both", other.Name)
@@ -172,15 +179,8 @@ func (c *Controller) releaseVolumes(ctx context.Context, in *api.Instance) error
 	if err := d.Release(ctx, rootVolume(in)); err != nil {
 		return err
 	}
-	for _, m := range in.Spec.Mounts {
-		v, err := c.volumes.Get(in.Project, m.Volume)
-		if m.Volume == "" || err != nil || c.volumeLive(v, in.ID) {
-			continue
-		}
-		if d, err = c.driver(cmp.Or(v.Spec.Pool, defaultPool)); err != nil {
-			return err
-		}
-		if err := d.Release(ctx, namedVolume(v.ID)); err != nil {
+	for _, m := range allMounts(in) {
+		if err := c.releaseVolume(ctx, in.Project, m.Volume, in.ID); err != nil {
 			return err
 		}
 	}

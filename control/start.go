@@ -123,8 +123,10 @@ func (t *task) start(ctx context.Context) (err error) {
 	t.progress("starting", 0, 0)
 	if t.goesOn() {
 		t.in = savedSpec(in)
-		in = t.in
+	} else if err := t.settlePorts(ctx); err != nil {
+		return err
 	}
+	in = t.in
 	spec, ports, err := t.spec(ctx)
 	if err != nil {
 		return err
@@ -189,7 +191,7 @@ func (t *task) running(g *guest) error {
 			in.Status.Health = "starting"
 		}
 		for i := range in.Status.NICs {
-			in.Status.NICs[i].Link = linkName(in.ID, i)
+			in.Status.NICs[i].Link = linkName(in.ID, slot(in.Status.NICs, i))
 		}
 		if t.user() != nil {
 			in.Status.Restarts = 0

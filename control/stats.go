@@ -18,11 +18,7 @@ func (c *Controller) Stats(ctx context.Context, project, name string) (api.Stats
 	if c.live(in.ID) == nil {
 		return api.Stats{}, notRunning(in)
 	}
-	var links []string
-	for i := range in.Status.NICs {
-		links = append(links, linkName(in.ID, i))
-	}
-	counters, err := c.net.Counters(links)
+	counters, err := c.net.Counters(links(in))
 	if err != nil {
 		return api.Stats{}, err
 	}
@@ -33,16 +29,14 @@ func (c *Controller) Stats(ctx context.Context, project, name string) (api.Stats
 // empty. One that ends meanwhile is left out.
 func (c *Controller) AllStats(ctx context.Context, project string) ([]api.Stats, error) {
 	var running []*api.Instance
-	var links []string
+	var all []string
 	for _, in := range c.instances.All() {
 		if (project == "" || in.Project == project) && c.live(in.ID) != nil {
 			running = append(running, in)
-			for i := range in.Status.NICs {
-				links = append(links, linkName(in.ID, i))
-			}
+			all = append(all, links(in)...)
 		}
 	}
-	counters, err := c.net.Counters(links)
+	counters, err := c.net.Counters(all)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +56,7 @@ func (c *Controller) measure(ctx context.Context, in *api.Instance, counters map
 	}
 	s, err := e.Stats(ctx, in.ID)
 	if err != nil {
-		return api.Stats{}, err
+		return api.Stats{}, c.naming(err)
 	}
 	s.ID, s.Name, s.Project, s.Time = in.ID, in.Name, in.Project, time.Now().UTC()
 	s.MemoryLimit = resources(in).Memory
@@ -73,8 +67,8 @@ func (c *Controller) measure(ctx context.Context, in *api.Instance, counters map
 	if err != nil {
 		return api.Stats{}, err
 	}
-	for i := range in.Status.NICs {
-		n := counters[linkName(in.ID, i)]
+	for _, l := range links(in) {
+		n := counters[l]
 		s.RxBytes += n.RxBytes
 		s.TxBytes += n.TxBytes
 		s.RxPackets += n.RxPackets

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
@@ -18,7 +20,7 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	rest := t.ops
 	t.ops = []*api.Operation{op} // a failure is this one's alone
 	c, old := t.c, t.in
-	now, err := c.patched(old, []byte(op.Labels[opPatch]))
+	now, err := c.changed(old, op)
 	if err != nil {
 		return err
 	}
@@ -47,7 +49,12 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	if old.Spec.Machine.ISO == now.Spec.Machine.ISO {
 		live.Spec.Machine.ISO = was.Spec.Machine.ISO
 	}
-	for _, change := range t.changes(ctx, g, live) {
+	plug, err := t.plug(ctx, g, was, live)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, plug.drop)
+	for _, change := range slices.Concat(plug.changes, t.changes(ctx, g, live)) {
 		done, err := change.try(live, was)
 		if err != nil {
 			return err
@@ -67,12 +74,14 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		if isMachine(old) {
 			live.Spec.Root.Size = disk // the volume is larger, the disk not yet
 		}
-		end.Step = waiting(g, old, now, live)
+		plug.settled()
+		end.Step = strings.Trim(waiting(g, old, now, live, plug.why)+"; "+plug.note(), "; ")
 	}
 	_, err = c.instances.Update(ctx, old.ID, func(in *api.Instance) error {
 		power := in.Spec.Power
 		in.Labels, in.Spec = now.Labels, now.Spec
 		in.Spec.Power = power
+		in.Status.NICs = live.Status.NICs
 		if g != nil {
 			in.Status.Running = differing(&live.Spec, in.Spec)
 		}
@@ -88,6 +97,7 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		return err
 	}
 	undo = nil
+	plug.recorded()
 	if kindOf(old) != kindOf(now) {
 		t.dropRoot(old)
 	}
@@ -145,7 +155,7 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 	if g == nil {
 		return list
 	}
-	if !reflect.DeepEqual(old.Spec.Publish, now.Spec.Publish) {
+	if !reflect.DeepEqual(old.Spec.Publish, now.Spec.Publish) || len(now.Spec.Publish) > 0 && !sameNICs(old.Spec, now.Spec) {
 		list = append(list, change{name: "published ports", apply: func(in *api.Instance) error {
 			return c.publish(ctx, in)
 		}})

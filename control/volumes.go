@@ -94,7 +94,7 @@ func (c *Controller) Volume(ctx context.Context, project, name string) (*api.Vol
 func (c *Controller) volumeUsers(v *api.Volume) []string {
 	var users []string
 	for _, in := range c.instances.All() {
-		if in.Project == v.Project && slices.ContainsFunc(in.Spec.Mounts, func(m api.Mount) bool { return m.Volume == v.Name }) {
+		if in.Project == v.Project && slices.ContainsFunc(allMounts(in), func(m api.Mount) bool { return m.Volume == v.Name }) {
 			users = append(users, in.Name)
 		}
 	}

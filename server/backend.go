@@ -38,6 +38,8 @@ type InstanceBackend interface {
 	Instance(project, name string) (*api.Instance, error)
 	Instances(project string, q control.Query) (api.List[api.Instance], error)
 	PatchInstance(ctx context.Context, project, name string, revision int64, patch []byte) (*api.Operation, error)
+	AttachDevice(ctx context.Context, project, name string, a api.Attachment) (*api.Operation, error)
+	DetachDevice(ctx context.Context, project, name string, d api.Detachment) (*api.Operation, error)
 	RenameInstance(ctx context.Context, project, name, to string, revision int64) (*api.Operation, error)
 	// ExportInstance writes the disk of a stopped machine.
 	ExportInstance(ctx context.Context, project, name, format string, w io.Writer) error

@@ -18,6 +18,8 @@ GET /v1/host/doctor
 GET POST /v1/instances
 GET PATCH DELETE /v1/instances/{name}
 POST /v1/instances/{name}/rename
+POST /v1/instances/{name}/attach
+POST /v1/instances/{name}/detach
 POST /v1/instances/{name}/start
 POST /v1/instances/{name}/stop
 POST /v1/instances/{name}/restart

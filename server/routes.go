@@ -18,6 +18,7 @@ import (
 
 func (s *Server) routes() {
 	s.instanceRoutes()
+	s.deviceRoutes()
 	s.guestRoutes()
 	s.fileRoutes()
 	s.logRoutes()
