@@ -56,7 +56,8 @@ func (c *Controller) Agent(ctx context.Context, project, name string) (*agent.Cl
 	if err != nil {
 		return nil, err
 	}
-	return greet(ctx, e, in.ID)
+	client, err := greet(ctx, e, in.ID)
+	return client, c.naming(err)
 }
 
 // greet connects to an agent. That a machine's line still holds something of
@@ -90,9 +91,9 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 	}
 	wrap := func(con engine.Console, err error) (*Console, bool, error) {
 		if err != nil {
-			return nil, false, err
+			return nil, false, c.naming(err)
 		}
-		return &Console{con, func(ctx context.Context, name string) error { return e.Signal(ctx, in.ID, name) }}, terminal, nil
+		return &Console{con, func(ctx context.Context, name string) error { return c.naming(e.Signal(ctx, in.ID, name)) }}, terminal, nil
 	}
 	if c.live(in.ID) != nil {
 		return wrap(e.Console(ctx, in.ID, opts.ConsoleOptions))

@@ -145,6 +145,7 @@ func (t *task) settleWith(ops []*api.Operation, change func(*api.Instance)) erro
 // removed again; what was there before stays, stopped.
 func (t *task) fail(err error) {
 	c := t.c
+	err = c.naming(err)
 	c.log.Info("work on an instance failed", "instance", t.in.Name, "project", t.in.Project, "error", err)
 	creating := t.in.Status.Phase == api.PhaseCreating
 	var ends []store.Op

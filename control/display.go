@@ -15,7 +15,8 @@ func (c *Controller) VNC(ctx context.Context, project, name string) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	return d.VNC(ctx, id)
+	conn, err := d.VNC(ctx, id)
+	return conn, c.naming(err)
 }
 
 // Screenshot is what the screen of a running instance shows, as PNG.
@@ -24,7 +25,8 @@ func (c *Controller) Screenshot(ctx context.Context, project, name string) ([]by
 	if err != nil {
 		return nil, err
 	}
-	return d.Screenshot(ctx, id)
+	picture, err := d.Screenshot(ctx, id)
+	return picture, c.naming(err)
 }
 
 func (c *Controller) display(ctx context.Context, project, name string) (engine.Display, string, error) {

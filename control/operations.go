@@ -300,7 +300,7 @@ func (c *Controller) finish(op *api.Operation, result string, err error) {
 	if c.ctx.Err() != nil && err != nil {
 		return // the daemon ends; the next one says so
 	}
-	end := finished(op, result, err)
+	end := finished(op, result, c.naming(err))
 	if err := c.commit(c.ops.col.Put(end)); err != nil {
 		c.log.Error("the end of an operation could not be recorded", "operation", op.ID, "error", err)
 	}
