@@ -510,7 +510,7 @@ func TestAGuestHasItAsADisk(t *testing.T) {
 
 // FuzzImage opens anything, and uses what can be opened.
 func FuzzImage(f *testing.F) {
-	for _, o := range []string{"cluster_size=512", "cluster_size=4k,compat=0.10"} {
+	for _, o := range []string{"cluster_size=512", "cluster_size=512,compat=0.10"} {
 		b, err := os.ReadFile(create(f, 64<<10, o))
 		if err != nil {
 			f.Fatal(err)

@@ -162,11 +162,14 @@ func (i *Image) block(cluster int64) (*table, error) {
 	// A new block counts itself, if it is the first cluster that it would
 	// count: those before are counted by other blocks, and are in use.
 	at := n << i.blockBits() << i.clusterBits
+	i.grow(at)
+	if err := i.inFile(at); err != nil {
+		return nil, err
+	}
 	t := &table{at: at, bytes: make([]byte, i.cluster()), dirty: true}
 	i.setCount(t, at>>i.clusterBits, 1)
 	i.counts.add(n, t)
 	i.refTable.set(n, uint64(at))
-	i.grow(at)
 	return t, nil
 }
 
@@ -180,12 +183,20 @@ func (i *Image) allocate() (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if i.count(b, k) == 0 {
-			i.setCount(b, k, 1)
-			i.hint = k + 1
-			i.grow(k << i.clusterBits)
-			return k, nil
+		at := k << i.clusterBits
+		if i.count(b, k) != 0 {
+			if at >= i.end {
+				return 0, damaged("a cluster at %#x is counted, behind the file's end", at)
+			}
+			continue
 		}
+		i.grow(at)
+		if err := i.inFile(at); err != nil { // of the header, or of a table
+			return 0, err
+		}
+		i.setCount(b, k, 1)
+		i.hint = k + 1
+		return k, nil
 	}
 }
 
