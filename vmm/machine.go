@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,9 @@ const (
 	highWindowTo = 1<<39 - 1
 	maxMemory    = highWindow - memory.HoleEnd
 	maxCPUs      = 254 // whose APIC ids have 8 bits
+
+	// generationAddr is below the ACPI tables, in what no kernel uses.
+	generationAddr = boot.ACPIAddr - memory.PageSize
 
 	serialPort = 0x3f8
 	serialGSI  = 4
@@ -188,7 +192,7 @@ func (m *Machine) boot(c Config) error {
 		Low: acpi.Window{From: lowWindow, To: ecamAddr - 1}, High: acpi.Window{From: highWindow, To: highWindowTo},
 		Serial:   []acpi.Serial{{Port: serialPort, GSI: serialGSI}},
 		Ports:    acpi.Ports{Sleep: portSleep, Reset: portReset, Event: portEvent, Slots: portSlots},
-		EventGSI: eventGSI,
+		EventGSI: eventGSI, Generation: generationAddr,
 	}, boot.ACPIAddr)
 	if err != nil {
 		return err
@@ -196,7 +200,19 @@ func (m *Machine) boot(c Config) error {
 	if err := m.memory.Write(tables, boot.ACPIAddr); err != nil {
 		return err
 	}
+	if err := m.newGeneration(); err != nil {
+		return err
+	}
 	return enter(m.cpus[0].cpu, entry)
+}
+
+// newGeneration gives the guest a number that no guest had before.
+func (m *Machine) newGeneration() error {
+	id := make([]byte, 16)
+	if _, err := rand.Read(id); err != nil {
+		return err
+	}
+	return m.memory.Write(id, generationAddr)
 }
 
 // addPlatform adds what every machine has.

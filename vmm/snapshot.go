@@ -118,7 +118,8 @@ func (m *Machine) copyRunning(to *os.File, changes bool) (pages, error) {
 }
 
 // Restore makes a machine from a snapshot and those that it is based on, the
-// oldest first. It is paused: Run, and Resume, have it go on. Of the Config it
+// oldest first. It is paused: Run, and Resume, have it go on. Its guest is told
+// that it is of another generation, so that it draws random numbers of its own. Of the Config it
 // takes the console and the devices, which are new ones of the same names and
 // kinds. The memory is read as the guest asks for it: the oldest file of it
 // must stay as it is while the machine is there.

@@ -28,6 +28,9 @@ type Machine struct {
 	Ports  Ports
 	// EventGSI is the generic event device's interrupt.
 	EventGSI uint32
+	// Generation is where 16 bytes are by which the guest sees that it goes on
+	// from a snapshot (Microsoft, "Virtual Machine Generation ID").
+	Generation uint32
 }
 
 // Window is a range of addresses, both ends in it.
@@ -59,8 +62,9 @@ const (
 
 // Bits of the event port.
 const (
-	EventPower = 1 << 0
-	EventSlots = 1 << 1
+	EventPower      = 1 << 0
+	EventSlots      = 1 << 1
+	EventGeneration = 1 << 2 // the number at Machine.Generation is another
 )
 
 // Slots is how many devices bus 0 has.
@@ -189,6 +193,7 @@ func (m Machine) dsdt() []byte {
 			m.pci(),
 			m.reserved(),
 			device("PWRB", named("_HID", eisaID("PNP0C0C")), named("_UID", integer(0))),
+			m.generation(),
 			m.events(),
 			m.serial(),
 		),
@@ -240,6 +245,15 @@ func (m Machine) reserved() aml {
 	)
 }
 
+// generation is what leads to the generation's number. Systems know the device
+// by its compatible name.
+func (m Machine) generation() aml {
+	return device("VGEN",
+		named("_HID", text("CLVE0001")), named("_CID", text("VM_Gen_Counter")), named("_DDN", text("VM_Gen_Counter")),
+		named("ADDR", pack(integer(uint64(m.Generation)), integer(0))),
+	)
+}
+
 // events is the generic event device (5.6.9).
 func (m Machine) events() aml {
 	return device("GED_",
@@ -251,6 +265,7 @@ func (m Machine) events() aml {
 			store(name("EVTR"), local(0)),
 			when(and(local(0), integer(EventPower)), notify(`\_SB_.PWRB`, integer(0x80))),
 			when(and(local(0), integer(EventSlots)), name(`\_SB_.PCI0.SCAN`)),
+			when(and(local(0), integer(EventGeneration)), notify(`\_SB_.VGEN`, integer(0x80))),
 		),
 	)
 }

@@ -15,7 +15,7 @@ var machine = Machine{
 	Low: Window{0xc0000000, 0xdfffffff}, High: Window{1 << 36, 1<<37 - 1},
 	Serial:   []Serial{{0x3f8, 4}},
 	Ports:    Ports{Sleep: 0x600, Reset: 0x604, Event: 0x608, Slots: 0x610},
-	EventGSI: 9,
+	EventGSI: 9, Generation: 0xdf000,
 }
 
 const place = 0xe0000
@@ -111,7 +111,7 @@ func TestACPICAReadsTheTables(t *testing.T) {
 		if name != "DSDT" {
 			continue
 		}
-		for _, want := range []string{"PNP0A08", "PNP0C0C", "ACPI0013", "_EJ0", "_EVT", "_S5", "COM1", `Notify (\_SB.PWRB, 0x80)`, "S031"} {
+		for _, want := range []string{"PNP0A08", "PNP0C0C", "ACPI0013", "_EJ0", "_EVT", "_S5", "COM1", "VM_Gen_Counter", `Notify (\_SB.PWRB, 0x80)`, "S031"} {
 			if !bytes.Contains(text, []byte(want)) {
 				t.Errorf("DSDT has no %s", want)
 			}
