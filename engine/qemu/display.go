@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/machine"
 	"github.com/cleave-project/cleave/engine/qemu/ppm"
 	"github.com/cleave-project/cleave/engine/qemu/qmp"
 )
@@ -44,7 +45,7 @@ func (e *Engine) VNC(ctx context.Context, id string) (net.Conn, error) {
 	defer ours.Close()
 	defer theirs.Close()
 	if err := c.VNC(ctx, theirs); err != nil {
-		return nil, unanswered(id, err)
+		return nil, machine.Unanswered(id, err)
 	}
 	return net.FileConn(ours)
 }
@@ -57,7 +58,7 @@ func (e *Engine) Screenshot(ctx context.Context, id string) ([]byte, error) {
 	}
 	f, err := screendump(ctx, c)
 	if err != nil {
-		return nil, unanswered(id, err)
+		return nil, machine.Unanswered(id, err)
 	}
 	defer f.Close()
 	img, err := ppm.Decode(io.LimitReader(f, ppm.MaxSize))

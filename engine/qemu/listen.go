@@ -1,12 +1,11 @@
 package qemu
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
+
+	"github.com/cleave-project/cleave/engine/machine"
 )
 
 // Names in a guest's runtime directory.
@@ -33,7 +32,7 @@ func openGiven(dir string, kernel, initrd string) (_ *given, err error) {
 		if s.name == guestSocket && kernel != "" {
 			continue
 		}
-		if *s.to, err = listen(dir, s.name); err != nil {
+		if *s.to, err = machine.Listen(dir, s.name); err != nil {
 			return nil, err
 		}
 	}
@@ -63,24 +62,4 @@ func (g *given) close() {
 			f.Close()
 		}
 	}
-}
-
-// listen makes a listening socket with a name in dir. It is named by
-// descriptor, since a socket's path may have 107 bytes only.
-func listen(dir, name string) (*os.File, error) {
-	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name), Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("make the guest's %s: %w", name, err)
-	}
-	defer l.Close()
-	l.SetUnlinkOnClose(false)
-	return l.File()
 }

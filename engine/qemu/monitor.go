@@ -107,12 +107,12 @@ func (m *monitor) Running(ctx context.Context, g *machine.Guest) error {
 	if err == nil && state == qmp.StateIncoming {
 		err = s.restore(ctx, c)
 	}
-	return unanswered(g.ID, err)
+	return machine.Unanswered(g.ID, err)
 }
 
 // Agent implements machine.Monitor.
 func (m *monitor) Agent(ctx context.Context, g *machine.Guest) (io.ReadWriteCloser, error) {
-	return dial(ctx, g.ID, g.Dir, agentSocket)
+	return machine.Dial(ctx, g.ID, g.Dir, agentSocket)
 }
 
 // Pause implements machine.Monitor.
@@ -136,7 +136,7 @@ func (m *monitor) command(ctx context.Context, g *machine.Guest, run func(*qmp.C
 	if err != nil {
 		return err
 	}
-	return unanswered(g.ID, run(c, ctx))
+	return machine.Unanswered(g.ID, run(c, ctx))
 }
 
 // close ends all connections. Guests run on.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/machine"
 	"github.com/cleave-project/cleave/engine/qemu/qmp"
 )
 
@@ -23,7 +24,7 @@ func (e *Engine) Save(ctx context.Context, id, path string) (err error) {
 	}
 	devices, err := c.Devices(ctx)
 	if err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	for d := range devices {
 		if name, ok := strings.CutPrefix(d, plugged); ok {
@@ -44,11 +45,11 @@ func (e *Engine) Save(ctx context.Context, id, path string) (err error) {
 			return api.Errorf(api.CodeNoSpace, "save the memory of guest %s in %s: %w", id, filepath.Dir(path), err).
 				WithHint("free space there; the guest runs on")
 		}
-		return unanswered(id, fmt.Errorf("save the memory: %w", err))
+		return machine.Unanswered(id, fmt.Errorf("save the memory: %w", err))
 	}
 	// It is in the file: from here on the guest must not run any more.
 	if err := c.Quit(ctx); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	<-c.Done()
 	return nil

@@ -66,7 +66,7 @@ func (s *session) connect(ctx context.Context, dir string) (*qmp.Client, error) 
 	case s.dialing <- struct{}{}:
 		defer func() { <-s.dialing }()
 	case <-ctx.Done():
-		return nil, unanswered(s.id, ctx.Err())
+		return nil, machine.Unanswered(s.id, ctx.Err())
 	}
 	s.mu.Lock()
 	c := s.client
@@ -74,20 +74,20 @@ func (s *session) connect(ctx context.Context, dir string) (*qmp.Client, error) 
 	if c != nil && c.Err() == nil {
 		return c, nil
 	}
-	conn, err := dial(ctx, s.id, dir, monitorSocket)
+	conn, err := machine.Dial(ctx, s.id, dir, monitorSocket)
 	if err != nil {
 		return nil, err
 	}
 	c, err = qmp.New(ctx, conn)
 	if err != nil {
-		return nil, unanswered(s.id, err)
+		return nil, machine.Unanswered(s.id, err)
 	}
 	drained := make(chan struct{})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		c.Close()
-		return nil, gone(s.id, qmp.ErrClosed)
+		return nil, machine.Unanswered(s.id, qmp.ErrClosed)
 	}
 	s.client, s.drained = c, drained
 	go s.read(c, drained)

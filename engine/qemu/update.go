@@ -24,16 +24,16 @@ func (m *monitor) Update(ctx context.Context, g *machine.Guest, r api.Resources)
 	}
 	more, err := newCPUs(ctx, c, g.ID, int(math.Ceil(r.CPUs)))
 	if err != nil {
-		return unanswered(g.ID, err)
+		return machine.Unanswered(g.ID, err)
 	}
 	undo, err := s.balloon(ctx, c, r.Memory)
 	if err != nil {
-		return unanswered(g.ID, err)
+		return machine.Unanswered(g.ID, err)
 	}
 	for _, cpu := range more {
 		if err := plugCPU(ctx, c, cpu); err != nil {
 			undo()
-			return unanswered(g.ID, fmt.Errorf("add a virtual CPU: %w", err))
+			return machine.Unanswered(g.ID, fmt.Errorf("add a virtual CPU: %w", err))
 		}
 	}
 	return nil
