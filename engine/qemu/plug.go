@@ -46,11 +46,11 @@ func (e *Engine) AttachDisk(ctx context.Context, id string, d engine.Disk) error
 	}
 	defer f.Close()
 	if err := attachDisk(ctx, c, id, d, f); err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	err = e.MountDisk(ctx, g, d)
 	undo(&err, func(ctx context.Context) error { return s.takeDisk(ctx, c, d.ID) })
-	return machine.Unanswered(id, err)
+	return unanswered(id, err)
 }
 
 func attachDisk(ctx context.Context, c *qmp.Client, id string, d engine.Disk, f *os.File) (err error) {
@@ -85,10 +85,12 @@ func undo(err *error, step func(context.Context) error) {
 	}
 }
 
-// plug adds a device at the first port that is free.
+// plug adds a device at the first port that is free. Without an address QEMU
+// takes a port that is taken for a bus with more places, and the kernel, which
+// knows better, lets go of what is there (seen with QEMU 7.2 and Linux 6.1).
 func plug(ctx context.Context, c *qmp.Client, id string, device map[string]any) error {
 	for n := 0; ; n++ {
-		device["bus"] = portID(n)
+		device["bus"], device["addr"] = portID(n), "0"
 		err := c.Execute(ctx, "device_add", device, nil)
 		var refused *qmp.Error
 		switch {
@@ -114,7 +116,7 @@ func (e *Engine) DetachDisk(ctx context.Context, id, disk string) error {
 		return err
 	}
 	if err := s.canUnplug(ctx, c, diskID(disk), "disk "+disk); err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	again, err := e.UnmountDisk(ctx, g, disk)
 	if err != nil {
@@ -122,7 +124,7 @@ func (e *Engine) DetachDisk(ctx context.Context, id, disk string) error {
 	}
 	err = s.takeDisk(ctx, c, disk)
 	undo(&err, again)
-	return machine.Unanswered(id, err)
+	return unanswered(id, err)
 }
 
 // takeDisk unplugs a disk and forgets it.
@@ -195,7 +197,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	}
 	drive, err := firstDrive(ctx, c)
 	if err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	if drive == "" {
 		return api.Errorf(api.CodeUnsupported, "guest %s has no CD drive", id).WithHint("systems of their own have one, guests made of images don't")
@@ -204,7 +206,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	if medium == "" {
 		err = c.Eject(ctx, drive)
 	} else if file, err = insert(ctx, c, drive, medium); err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	// What was in the drive at the start has a node of its own, which holds
 	// its file open; later ones go by themselves.
@@ -218,7 +220,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	if err == nil {
 		err = c.RemoveFiles(ctx, mediumLabel, file)
 	}
-	return machine.Unanswered(id, err)
+	return unanswered(id, err)
 }
 
 // insert puts a file into a drive, and returns what QEMU knows it by.
@@ -256,11 +258,11 @@ func (e *Engine) AttachNIC(ctx context.Context, id string, n engine.NIC, tap *os
 		return err
 	}
 	if err := attachNIC(ctx, c, id, n, tap); err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	err = e.ConfigureNIC(ctx, g, n)
 	undo(&err, func(ctx context.Context) error { return s.takeNIC(ctx, c, n.Name) })
-	return machine.Unanswered(id, err)
+	return unanswered(id, err)
 }
 
 func attachNIC(ctx context.Context, c *qmp.Client, id string, n engine.NIC, tap *os.File) (err error) {
@@ -291,7 +293,7 @@ func (e *Engine) DetachNIC(ctx context.Context, id, name string) error {
 		return err
 	}
 	if err := s.takeNIC(ctx, c, name); err != nil {
-		return machine.Unanswered(id, err)
+		return unanswered(id, err)
 	}
 	return e.ForgetNIC(g, name)
 }

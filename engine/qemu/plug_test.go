@@ -153,6 +153,14 @@ func TestAGuestMountsDisksAndConfiguresPortsThatCome(t *testing.T) {
 	if !api.IsCode(err, api.CodeInUse) {
 		t.Fatalf("taking away what is in use gives %v", err)
 	}
+	// Another device at the same time, at another port.
+	if err := e.AttachDisk(ctx, spec.ID, engine.Disk{ID: "v-second", Path: filepath.Join(t.TempDir(), "disk.img"), Size: 64 << 20, Target: "/mnt/second"}); err != nil {
+		t.Fatal(err)
+	}
+	run(t, e, spec.ID, "cp /mnt/data/file /mnt/second/ && sync")
+	if err := e.DetachDisk(ctx, spec.ID, "v-second"); err != nil {
+		t.Fatal(err)
+	}
 	if out := run(t, e, spec.ID, "cat /mnt/data/file; kill $(cat /tmp/user); wait; sleep 0.2"); out != "hello\n" {
 		t.Errorf("after the refusal the file holds %q", out)
 	}
