@@ -46,11 +46,11 @@ func (e *Engine) AttachDisk(ctx context.Context, id string, d engine.Disk) error
 	}
 	defer f.Close()
 	if err := attachDisk(ctx, c, id, d, f); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	err = e.MountDisk(ctx, g, d)
 	undo(&err, func(ctx context.Context) error { return s.takeDisk(ctx, c, d.ID) })
-	return unanswered(id, err)
+	return machine.Unanswered(id, err)
 }
 
 func attachDisk(ctx context.Context, c *qmp.Client, id string, d engine.Disk, f *os.File) (err error) {
@@ -116,7 +116,7 @@ func (e *Engine) DetachDisk(ctx context.Context, id, disk string) error {
 		return err
 	}
 	if err := s.canUnplug(ctx, c, diskID(disk), "disk "+disk); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	again, err := e.UnmountDisk(ctx, g, disk)
 	if err != nil {
@@ -124,7 +124,7 @@ func (e *Engine) DetachDisk(ctx context.Context, id, disk string) error {
 	}
 	err = s.takeDisk(ctx, c, disk)
 	undo(&err, again)
-	return unanswered(id, err)
+	return machine.Unanswered(id, err)
 }
 
 // takeDisk unplugs a disk and forgets it.
@@ -197,7 +197,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	}
 	drive, err := firstDrive(ctx, c)
 	if err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	if drive == "" {
 		return api.Errorf(api.CodeUnsupported, "guest %s has no CD drive", id).WithHint("systems of their own have one, guests made of images don't")
@@ -206,7 +206,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	if medium == "" {
 		err = c.Eject(ctx, drive)
 	} else if file, err = insert(ctx, c, drive, medium); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	// What was in the drive at the start has a node of its own, which holds
 	// its file open; later ones go by themselves.
@@ -220,7 +220,7 @@ func (e *Engine) InsertMedium(ctx context.Context, id, medium string) error {
 	if err == nil {
 		err = c.RemoveFiles(ctx, mediumLabel, file)
 	}
-	return unanswered(id, err)
+	return machine.Unanswered(id, err)
 }
 
 // insert puts a file into a drive, and returns what QEMU knows it by.
@@ -258,11 +258,11 @@ func (e *Engine) AttachNIC(ctx context.Context, id string, n engine.NIC, tap *os
 		return err
 	}
 	if err := attachNIC(ctx, c, id, n, tap); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	err = e.ConfigureNIC(ctx, g, n)
 	undo(&err, func(ctx context.Context) error { return s.takeNIC(ctx, c, n.Name) })
-	return unanswered(id, err)
+	return machine.Unanswered(id, err)
 }
 
 func attachNIC(ctx context.Context, c *qmp.Client, id string, n engine.NIC, tap *os.File) (err error) {
@@ -293,7 +293,7 @@ func (e *Engine) DetachNIC(ctx context.Context, id, name string) error {
 		return err
 	}
 	if err := s.takeNIC(ctx, c, name); err != nil {
-		return unanswered(id, err)
+		return machine.Unanswered(id, err)
 	}
 	return e.ForgetNIC(g, name)
 }
