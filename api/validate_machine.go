@@ -34,10 +34,14 @@ func (s *InstanceSpec) validateMachine() error {
 	case m.SecureBoot && m.Firmware != "uefi":
 		checks = append(checks, invalid("spec.machine.secureBoot", "Secure Boot is a part of UEFI").WithHint("use --boot uefi"))
 	}
+	if s.Kind == KindPVM && m.Accel != "" {
+		checks = append(checks, Errorf(CodeUnsupported, "kind pvm has no accelerator to choose: its kernel runs as a process of the host's").
+			WithField("spec.machine.accel").WithHint("use --kind vm, or leave it out"))
+	}
 	if own {
 		checks = append(checks, s.ownSystem())
 	} else {
-		checks = append(checks, m.onlyFirmware())
+		checks = append(checks, m.onlyFirmware(), s.nothingToAdd())
 	}
 	return firstError(checks)
 }
@@ -89,6 +93,24 @@ func (m *Machine) onlyFirmware() error {
 	return nil
 }
 
+// nothingToAdd refuses capabilities that root of a machine has anyway: its
+// kernel is its own, and only what was dropped is missing.
+func (s *InstanceSpec) nothingToAdd() error {
+	sec := s.Security
+	dropped := func(name string) bool {
+		return slices.ContainsFunc(sec.DropCapabilities, func(d string) bool {
+			return strings.EqualFold(d, "ALL") || strings.EqualFold(strings.TrimPrefix(strings.ToUpper(d), "CAP_"), name)
+		})
+	}
+	for _, c := range sec.AddCapabilities {
+		if name := strings.TrimPrefix(strings.ToUpper(c), "CAP_"); !dropped(name) {
+			return Errorf(CodeUnsupported, "there is no capability %s to add: root in a guest of kind %s has all of its own kernel", name, s.Kind).
+				WithField("spec.security.addCapabilities").WithHint("leave it out, drop ALL before (--cap-drop ALL), or use --kind container, whose guests have few")
+		}
+	}
+	return nil
+}
+
 // ownSystem refuses what can't be done to a system that isn't an image: it
 // knows itself what it runs.
 func (s *InstanceSpec) ownSystem() error {
@@ -106,6 +128,8 @@ func (s *InstanceSpec) ownSystem() error {
 		{"sysctls", len(s.Sysctls) > 0},
 		{"ulimits", len(s.Ulimits) > 0},
 		{"shmSize", s.ShmSize != 0},
+		{"stopSignal", s.StopSignal != ""},
+		{"resources.pids", s.Resources.PIDs != 0},
 		{"security.readOnlyRoot", s.Security.ReadOnlyRoot},
 		{"security.noNewPrivileges", s.Security.NoNewPrivileges},
 		{"security", len(s.Security.AddCapabilities)+len(s.Security.DropCapabilities) > 0},

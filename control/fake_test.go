@@ -40,6 +40,8 @@ func (f *fakeEngine) Name() string   { return "fake" }
 func (f *fakeEngine) Kind() api.Kind { return f.kind }
 
 func (f *fakeEngine) Probe(context.Context) (engine.Capabilities, []api.Finding) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.caps, nil
 }
 

@@ -142,7 +142,7 @@ func TestAnEngineThatIsNotAvailableSaysWhyAndWhatIs(t *testing.T) {
 			t.Errorf("%v does not say %q", err, part)
 		}
 	}
-	v.caps = newVM().caps // it was installed meanwhile
+	v.set(func() { v.caps = newVM().caps }) // it was installed meanwhile
 	w.launch("a", vm())
 }
 
