@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X github.com/cleave-project/cleave/cli.Version=$(VERSION)"
 export CGO_ENABLED := 0
 
-.PHONY: help up down build agents test quick long bench lint generate install uninstall clean
+.PHONY: help up down build agents appliance test quick long bench lint generate install uninstall clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ agents: ## build the agents for guests of other architectures than this host's
 	@for arch in amd64 arm64 riscv64; do \
 		[ $$arch = "$$(go env GOARCH)" ] || GOARCH=$$arch go build $(GOFLAGS_BUILD) -o bin/cleave-agent.$$arch ./cmd/cleave-agent || exit 1; \
 	done
+
+appliance: build ## build the system of a host (docs/lab.md) in build/appliance, and print where
+	@go run ./cmd/lab appliance --dir build/appliance
 
 # The built-in image needs a static busybox; it is the distribution's own.
 bin/busybox:

@@ -247,8 +247,10 @@ func (h *Host) ended(p *process) {
 }
 
 // Pause stops the host's time, as a hypervisor that is too busy does: others
-// hear nothing of it, and it notices nothing. Resume lets it go on.
-func (h *Host) Pause() error  { return h.signal(unix.SIGSTOP, true) }
+// hear nothing of it, and it notices nothing.
+func (h *Host) Pause() error { return h.signal(unix.SIGSTOP, true) }
+
+// Resume lets the host's time go on.
 func (h *Host) Resume() error { return h.signal(unix.SIGCONT, false) }
 
 func (h *Host) signal(s unix.Signal, paused bool) error {

@@ -46,10 +46,14 @@ func (h *Host) arguments() []string {
 		processor = []string{"-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu}
 	}
 	img := h.lab.Image
+	more := h.Args
+	if h.Daemon {
+		more += " cleave.daemon"
+	}
 	command := strings.Join([]string{
 		// Mitigations cost an emulated processor time, and protect nothing.
 		"console=ttyS0 quiet panic=-1 mitigations=off kvm-amd.nested=0 random.trust_cpu=on",
-		"cleave.host=" + h.Name, "cleave.address=" + h.Address + "/24", "cleave.hosts=" + h.lab.names(), h.Args,
+		"cleave.host=" + h.Name, "cleave.address=" + h.Address + "/24", "cleave.hosts=" + h.lab.names(), more,
 	}, " ")
 	args := append([]string{
 		"-name", h.Name, "-M", "q35", "-smp", fmt.Sprint(h.CPUs), "-m", fmt.Sprintf("%dM", h.Memory>>20),

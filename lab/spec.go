@@ -17,6 +17,8 @@ type Spec struct {
 	Disk int64 `json:"disk"`
 	// KVM says that it can run virtual machines.
 	KVM bool `json:"kvm,omitempty"`
+	// Daemon says that it runs cleaved.
+	Daemon bool `json:"daemon,omitempty"`
 	// Files are shown in it below /lab: files of this machine by their paths
 	// there.
 	Files map[string]string `json:"files,omitempty"`
@@ -52,6 +54,10 @@ type Need func(*Spec)
 
 // KVM is a host that can run virtual machines.
 func KVM(s *Spec) { s.KVM = true }
+
+// Daemon is a host that runs cleaved, which may still be starting when the
+// host has booted.
+func Daemon(s *Spec) { s.Daemon = true }
 
 // CPUs is a number of processors.
 func CPUs(n int) Need { return func(s *Spec) { s.CPUs = n } }

@@ -58,11 +58,17 @@ const (
 	fileRecord    = "appliance.json"
 )
 
-// Kernel, Initramfs, Root and Modules are the image's files.
-func (i *Image) Kernel() string    { return filepath.Join(i.Dir, fileKernel) }
+// Kernel is the path of the bootable kernel.
+func (i *Image) Kernel() string { return filepath.Join(i.Dir, fileKernel) }
+
+// Initramfs is the path of the initramfs.
 func (i *Image) Initramfs() string { return filepath.Join(i.Dir, fileInitramfs) }
-func (i *Image) Root() string      { return filepath.Join(i.Dir, fileRoot) }
-func (i *Image) Modules() string   { return filepath.Join(i.Dir, fileModules) }
+
+// Root is the path of the root's EROFS.
+func (i *Image) Root() string { return filepath.Join(i.Dir, fileRoot) }
+
+// Modules is the path of the EROFS of modules.
+func (i *Image) Modules() string { return filepath.Join(i.Dir, fileModules) }
 
 // Close lets the image be removed when there are newer ones.
 func (i *Image) Close() error { return i.used.Close() }

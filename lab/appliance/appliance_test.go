@@ -2,14 +2,13 @@ package appliance
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	goerofs "github.com/erofs/go-erofs"
-
-	"io/fs"
 )
 
 // cache is the one of all tests.

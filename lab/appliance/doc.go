@@ -19,6 +19,7 @@
 // files (EROFS, optional, shown at /lab), data (optional: an ext4 that is made
 // where there is none, and shown at /var; without it /var is lost with the
 // power, as everything else that the host writes). The kernel's command line
-// says who the host is: cleave.host=NAME cleave.address=ADDRESS/BITS. Its agent
-// serves on the virtio port org.cleave.agent.
+// says who the host is: cleave.host=NAME cleave.address=ADDRESS/BITS, and, for
+// a host that knows others, cleave.hosts=NAME:ADDRESS,... With cleave.daemon it
+// runs cleaved. Its agent serves on the virtio port org.cleave.agent.
 package appliance

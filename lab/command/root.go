@@ -101,7 +101,6 @@ func (a *app) upCmd() *cobra.Command {
 		n            int
 		memory, size string
 		bin          string
-		kvm          bool
 		spec         = lab.DefaultSpec("")
 	)
 	cmd := &cobra.Command{
@@ -114,7 +113,8 @@ func (a *app) upCmd() *cobra.Command {
 	f.IntVar(&spec.CPUs, "cpus", spec.CPUs, "processors of each")
 	f.StringVar(&memory, "memory", api.Bytes(spec.Memory).String(), "memory of each")
 	f.StringVar(&size, "disk", api.Bytes(spec.Disk).String(), "size of each one's disk, which takes room as it is written to")
-	f.BoolVar(&kvm, "kvm", true, "give them KVM")
+	f.BoolVar(&spec.KVM, "kvm", true, "give them KVM")
+	f.BoolVar(&spec.Daemon, "daemon", true, "have them run cleaved")
 	f.StringVar(&bin, "bin", "bin", "directory with Cleave's programs, from `make build`")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, s := range []struct {
@@ -127,7 +127,6 @@ func (a *app) upCmd() *cobra.Command {
 			}
 			*s.to = int64(b)
 		}
-		spec.KVM = kvm
 		c, err := a.client()
 		if err != nil {
 			return err
