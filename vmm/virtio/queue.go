@@ -208,6 +208,15 @@ func (c *Chain) add(m *memory.Memory, addr uint64, size uint32, write bool) erro
 	return nil
 }
 
+// TakeRoom is Take from a queue that is watched by OnKick.
+func (q *Queue) TakeRoom(c *Chain) (ok bool, err error) {
+	if ok, err = q.Take(c); ok || err != nil {
+		return ok, err
+	}
+	q.Notify(true)
+	return q.Take(c)
+}
+
 // PutBack makes the request that Next returned last the next again: nothing
 // was done with it.
 func (q *Queue) PutBack() { q.next-- }

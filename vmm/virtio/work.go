@@ -11,10 +11,32 @@ import (
 // closed; an error of it is the guest's fault and stops the device. stop
 // closes stopping and returns when drain has.
 func (a Activation) Watch(n int, drain func(stopping <-chan struct{}) error) (stop func()) {
+	return a.start(n, func(stopping <-chan struct{}) error { return a.watch(n, stopping, drain) })
+}
+
+// OnKick calls f in a goroutine of its own, first and then for each time that
+// the driver tells of queue n: for queues whose requests are room, and are
+// taken when there is something for them. Who finds none turns Notify on and
+// looks once more.
+func (a Activation) OnKick(n int, f func() error) (stop func()) {
+	return a.start(n, func(<-chan struct{}) error {
+		for {
+			if err := f(); err != nil {
+				return err
+			}
+			if stopped, err := a.kicked(n, make([]byte, 8)); stopped || err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// start runs a goroutine that waits for kicks of queue n until stop.
+func (a Activation) start(n int, run func(stopping <-chan struct{}) error) (stop func()) {
 	stopping, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := a.watch(n, stopping, drain); err != nil {
+		if err := run(stopping); err != nil {
 			a.Fail(err)
 		}
 	}()
@@ -28,7 +50,7 @@ func (a Activation) Watch(n int, drain func(stopping <-chan struct{}) error) (st
 }
 
 func (a Activation) watch(n int, stopping <-chan struct{}, drain func(<-chan struct{}) error) error {
-	q, kick, count := a.Queues[n], a.Kicks[n], make([]byte, 8)
+	q, count := a.Queues[n], make([]byte, 8)
 	for {
 		// Requests may be there already: those before a restore, and those
 		// that came while notifications were off.
@@ -40,14 +62,19 @@ func (a Activation) watch(n int, stopping <-chan struct{}, drain func(<-chan str
 		if q.Pending() && !Closed(stopping) {
 			continue
 		}
-		_, err := kick.Read(count)
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
-			return nil
-		}
-		if err != nil {
+		if stopped, err := a.kicked(n, count); stopped || err != nil {
 			return err
 		}
 	}
+}
+
+// kicked waits for the driver.
+func (a Activation) kicked(n int, count []byte) (stopped bool, err error) {
+	_, err = a.Kicks[n].Read(count)
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Closed tells whether a channel that nobody sends to is closed.
