@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,8 @@ func (h *Host) State() State {
 // Console is the path of the file with all that the host's console said.
 func (h *Host) Console() string { return h.path("console") }
 
-// Boot starts the host, and waits until its agent answers.
+// Boot starts the host, and waits until its agent answers, and its daemon if
+// it has one.
 func (h *Host) Boot(ctx context.Context) error {
 	h.booting.Lock()
 	defer h.booting.Unlock()
@@ -127,7 +129,16 @@ func (h *Host) boot(ctx context.Context, try int) error {
 		}
 		return err
 	}
-	return c.Close()
+	defer c.Close()
+	if !h.Daemon {
+		return nil
+	}
+	// Its socket is there when it answers.
+	wait := Command{ExecRequest: api.ExecRequest{Command: []string{"sh", "-c", "until [ -S /run/cleave/cleave.sock ]; do usleep 100000; done"}}}
+	if _, err := Exec(ctx, c, wait); err != nil {
+		return cmp.Or(context.Cause(ctx), fmt.Errorf("wait for its daemon: %w", err))
+	}
+	return nil
 }
 
 // errOff is what is asked of a host that is off.

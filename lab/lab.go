@@ -47,10 +47,21 @@ type Lab struct {
 	closed bool
 }
 
+// Check tells what this machine lacks for a lab.
+func Check() error {
+	if _, err := exec.LookPath(Emulator); err != nil {
+		return api.Errorf(api.CodeUnsupported, "the lab needs an emulator: %w", err).WithHint("install qemu-system-x86")
+	}
+	if runtime.GOARCH != "amd64" {
+		return api.Errorf(api.CodeUnsupported, "the lab's hosts are amd64, this machine is %s", runtime.GOARCH)
+	}
+	return nil
+}
+
 // New makes a lab without hosts.
 func New(o Options) (*Lab, error) {
-	if _, err := exec.LookPath(Emulator); err != nil {
-		return nil, api.Errorf(api.CodeUnsupported, "the lab needs an emulator: %w", err).WithHint("install qemu-system-x86")
+	if err := Check(); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory of the lab: %w", err)

@@ -3,7 +3,6 @@ package lab
 import (
 	"fmt"
 	"regexp"
-	"runtime"
 
 	"github.com/cleave-project/cleave/api"
 )
@@ -43,8 +42,6 @@ func (s *Spec) check() error {
 		return fmt.Errorf("host %s: %v of memory are less than 256 MiB", s.Name, api.Bytes(s.Memory))
 	case s.Disk < 256<<20 || s.Disk%(1<<20) != 0:
 		return fmt.Errorf("host %s: a disk has whole MiB, and 256 at least, and not %v", s.Name, api.Bytes(s.Disk))
-	case runtime.GOARCH != "amd64":
-		return api.Errorf(api.CodeUnsupported, "the lab's hosts are amd64, this machine is %s", runtime.GOARCH)
 	}
 	return nil
 }
@@ -55,8 +52,7 @@ type Need func(*Spec)
 // KVM is a host that can run virtual machines.
 func KVM(s *Spec) { s.KVM = true }
 
-// Daemon is a host that runs cleaved, which may still be starting when the
-// host has booted.
+// Daemon is a host that runs cleaved.
 func Daemon(s *Spec) { s.Daemon = true }
 
 // CPUs is a number of processors.

@@ -63,8 +63,8 @@ func Start(t testing.TB) *Lab {
 	if testing.Short() {
 		t.Skip("boots hosts")
 	}
-	if _, err := exec.LookPath(Emulator); err != nil {
-		t.Skipf("needs an emulator: %v (install qemu-system-x86)", err)
+	if err := Check(); err != nil {
+		t.Skip(err)
 	}
 	o := appliance.Options{Tell: func(s string) { t.Log(s) }, Kernel: os.Getenv("CLEAVE_TEST_KERNEL")}
 	var err error

@@ -85,8 +85,7 @@ func TestImageHoldsWhatAHostNeedsAndIsTheSameTwice(t *testing.T) {
 
 func TestImagesThatNobodyUsesAreRemoved(t *testing.T) {
 	dir := t.TempDir()
-	img := build(t, dir)
-	for _, name := range []string{"used", "unused"} {
+	for _, name := range []string{"used", "unused", "new"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -99,8 +98,8 @@ func TestImagesThatNobodyUsesAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer used.Close()
-	(&Options{Dir: dir}).prune(img)
-	for name, want := range map[string]bool{"used": true, "unused": false, filepath.Base(img.Dir): true} {
+	(&Options{Dir: dir}).prune(&Image{Dir: filepath.Join(dir, "new")})
+	for name, want := range map[string]bool{"used": true, "unused": false, "new": true} {
 		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s is there: %v", name, err == nil)
 		}

@@ -184,7 +184,10 @@ func system(ctx context.Context, ours map[string][]byte, busybox string, there f
 	}
 	a.link("etc/mtab", "/proc/self/mounts")
 	for _, f := range []struct{ from, to string }{
-		{"inittab", "etc/inittab"}, {"start", "etc/cleave/start"}, {"agent", "etc/cleave/agent"}, {"stop", "etc/cleave/stop"},
+		{"inittab", "etc/inittab"},
+		{"start", "etc/cleave/start"},
+		{"agent", "etc/cleave/agent"},
+		{"stop", "etc/cleave/stop"},
 		{"daemon", "etc/cleave/daemon"},
 	} {
 		b, err := own.ReadFile("root/" + f.from)

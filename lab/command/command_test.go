@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -53,8 +52,8 @@ func TestLabOutlivesTheCommandsThatUseIt(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a host")
 	}
-	if _, err := exec.LookPath(lab.Emulator); err != nil {
-		t.Skipf("needs an emulator: %v (install qemu-system-x86)", err)
+	if err := lab.Check(); err != nil {
+		t.Skip(err)
 	}
 	if _, err := os.Stat("../../bin/cleaved"); err != nil {
 		t.Skipf("needs our programs: %v (make build)", err)
@@ -76,7 +75,7 @@ func TestLabOutlivesTheCommandsThatUseIt(t *testing.T) {
 		t.Errorf("the list of no lab ended with %d: %s", code, l.err)
 	}
 	up := []string{"up", "--bin", "../../bin", "--kvm=false"}
-	l.run(up...)
+	l.run(append(up, "--daemon=false")...)
 	t.Run("exec", func(t *testing.T) {
 		if code, out := l.status("to cat", "exec", "-i", "h1", "--", "sh", "-c", "cat; exit 7"); code != 7 || out != "to cat" {
 			t.Errorf("exec ended with %d and said %q: %s", code, out, l.err)
@@ -101,6 +100,10 @@ func TestLabOutlivesTheCommandsThatUseIt(t *testing.T) {
 	})
 	t.Run("up adds what is missing", func(t *testing.T) {
 		l.run(append(up, "--hosts", "2", "--memory", "512MiB")...)
+		l.run("exec", "h2", "--", "cleave", "launch", "base", "web")
+		if list := l.run("exec", "h2", "--", "cleave", "list"); !strings.Contains(list, "running") {
+			t.Errorf("its guest doesn't run:\n%s", list)
+		}
 		l.run("cut", "h1", "h2", "--one-way")
 		l.run("delay", "h2", "20ms")
 		list := l.run("list")

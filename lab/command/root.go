@@ -127,6 +127,9 @@ func (a *app) upCmd() *cobra.Command {
 			}
 			*s.to = int64(b)
 		}
+		if err := lab.Check(); err != nil {
+			return err
+		}
 		c, err := a.client()
 		if err != nil {
 			return err
