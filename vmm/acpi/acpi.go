@@ -139,12 +139,14 @@ func (m Machine) fadt(dsdt uint64) []byte {
 		offSCI, offFlags, offReset, offResetValue, offMinor = 46, 112, 116, 128, 131
 		offXDSDT, offSleep, offSleepStatus, size            = 140, 244, 256, 276
 		resetSupported, headlessOK, hardwareReduced         = 1 << 10, 1 << 12, 1 << 20
-		noVGA                                               = 1 << 2 // IAPC_BOOT_ARCH
+		noVGA, noRTC                                        = 1 << 2, 1 << 5 // IAPC_BOOT_ARCH
 		offBootArch                                         = 109
 	)
 	b := make([]byte, size) // with the header's bytes, which go again
 	le := binary.LittleEndian
-	le.PutUint16(b[offBootArch:], noVGA)
+	// A kernel that looks for the clock waits a second for ports that nobody
+	// answers, at what each access costs.
+	le.PutUint16(b[offBootArch:], noVGA|noRTC)
 	le.PutUint32(b[offFlags:], resetSupported|headlessOK|hardwareReduced)
 	putRegister(b[offReset:], m.Ports.Reset)
 	b[offResetValue] = ResetValue
