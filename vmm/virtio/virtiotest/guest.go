@@ -136,6 +136,12 @@ func (g *Guest) Offered() (features uint64) {
 // are added. Other queues than the first n are left alone if n is given.
 func (g *Guest) Start(features uint64, n ...int) {
 	g.t.Helper()
+	g.StartWith(features, func() {}, n...)
+}
+
+// StartWith is Start with what a driver does before it is ready.
+func (g *Guest) StartWith(features uint64, prepare func(), n ...int) {
+	g.t.Helper()
 	features |= virtio.FeatureVersion1
 	g.write(regStatus, 1, 0)
 	g.write(regStatus, 1, 1)
@@ -158,6 +164,7 @@ func (g *Guest) Start(features uint64, n ...int) {
 	for i, size := range sizes {
 		g.Queues = append(g.Queues, g.queue(i, size, features))
 	}
+	prepare()
 	g.write(regStatus, 1, 15)
 	if s := g.Status(); s != 15 {
 		g.t.Fatalf("the device didn't start: status %#x", s)
