@@ -32,7 +32,7 @@ type Boot struct {
 
 // layout is the version of what an initramfs looks like: an older one is
 // built anew.
-const layout = "2"
+const layout = "3"
 
 // Boot finds a kernel as Get does, and its initramfs, which is built if it
 // isn't there or the agent has changed since; that takes some 100 ms.
@@ -168,6 +168,9 @@ func (c *cpio) modules(modules []module) {
 	for _, m := range modules {
 		fmt.Fprintln(&order, m.name)
 		plain, signature := splitSignature(m.content)
+		if signature == nil {
+			plain = withoutDebug(plain) // a signature is of all of it
+		}
 		c.add("modules/"+m.name, cpioFile, 0, 0, plain)
 		if signature != nil {
 			c.add("modules/"+m.name+".sig", cpioFile, 0, 0, signature)
