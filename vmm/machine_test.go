@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cleave-project/cleave/vmm/internal/tiny"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -22,7 +23,7 @@ const (
 // never ends.
 func newMachine(t *testing.T, c code, console io.Writer, devices ...Device) *Machine {
 	t.Helper()
-	m, err := New(host(t), Config{CPUs: 1, Memory: 16 << 20, Linux: c.kernel(), Console: console, Devices: devices})
+	m, err := New(host(t), Config{CPUs: 1, Memory: 16 << 20, Linux: c.Kernel(), Console: console, Devices: devices})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,10 +41,13 @@ func (m *Machine) mustRun(t *testing.T) End {
 	return end
 }
 
+// code is a program with a driver.
+type code struct{ tiny.Code }
+
 // config writes a register of slot 1's configuration space.
 func (c *code) config(register, v uint32) {
-	c.out32(0xcf8, 1<<31|1<<11|register)
-	c.out32(0xcfc, v)
+	c.Out32(0xcf8, 1<<31|1<<11|register)
+	c.Out32(0xcfc, v)
 }
 
 // bar is where the machine puts the memory of the device in slot 1.
@@ -53,41 +57,41 @@ const bar = lowWindow + barStep
 func (c *code) driver() {
 	c.config(4, 6) // memory, bus master
 	for _, s := range []byte{0, 1, 3} {
-		c.store8(bar+20, s)
+		c.Store8(bar+20, s)
 	}
-	c.store32(bar+8, 1)
-	c.store32(bar+12, 1) // VERSION_1
-	c.store8(bar+20, 11)
-	c.store16(bar+24, 8)
-	c.store32(bar+32, descTable)
-	c.store32(bar+40, availRing)
-	c.store32(bar+48, usedRing)
-	c.store16(bar+28, 1)
-	c.store8(bar+20, 15)
+	c.Store32(bar+8, 1)
+	c.Store32(bar+12, 1) // VERSION_1
+	c.Store8(bar+20, 11)
+	c.Store16(bar+24, 8)
+	c.Store32(bar+32, descTable)
+	c.Store32(bar+40, availRing)
+	c.Store32(bar+48, usedRing)
+	c.Store16(bar+28, 1)
+	c.Store8(bar+20, 15)
 }
 
 // ask makes a request of 16 bytes, the n-th, and waits for it.
 func (c *code) ask(n uint16) {
-	c.store32(descTable, buffer)
-	c.store32(descTable+8, 16)
-	c.store16(descTable+12, 2)
-	c.store16(availRing+4+2*uint32((n-1)%8), 0)
-	c.store16(availRing+2, n)
-	c.store16(bar+0x3000, 0) // notify
-	here := len(*c)
-	c.until(usedRing, uint32(n)<<16, here)
+	c.Store32(descTable, buffer)
+	c.Store32(descTable+8, 16)
+	c.Store16(descTable+12, 2)
+	c.Store16(availRing+4+2*uint32((n-1)%8), 0)
+	c.Store16(availRing+2, n)
+	c.Store16(bar+0x3000, 0) // notify
+	here := len(c.Code)
+	c.Until(usedRing, uint32(n)<<16, here)
 }
 
 func TestAGuestFindsItsDeviceAndUsesIt(t *testing.T) {
 	var c code
-	c.out32(0xcf8, 1<<31|1<<11)
-	c.in32(0xcfc, scratch)
+	c.Out32(0xcf8, 1<<31|1<<11)
+	c.In32(0xcfc, scratch)
 	c.driver()
 	for i := range uint16(3) {
 		c.ask(i + 1)
 	}
-	c.store8(scratch+8, 42)
-	c.exit(scratch + 8)
+	c.Store8(scratch+8, 42)
+	c.Exit(scratch + 8)
 	m := newMachine(t, c, io.Discard, Device{"rng0", rng.New()})
 	if end := m.mustRun(t); end != (End{TestExit, 42}) {
 		t.Fatalf("ended by %+v", end)
@@ -128,10 +132,10 @@ func (s signals) wait(t *testing.T, want byte) {
 func counter() code {
 	var c code
 	c.driver()
-	loop := len(c)
-	c.increment(scratch)
-	c.copy8(serialPort, scratch)
-	c.jump(loop)
+	loop := len(c.Code)
+	c.Increment(scratch)
+	c.Copy8(serialPort, scratch)
+	c.Jump(loop)
 	return c
 }
 
@@ -180,20 +184,20 @@ func TestAPausedGuestGoesOnWhereItWas(t *testing.T) {
 
 func TestADeviceComesAndGoes(t *testing.T) {
 	var c code
-	c.out8(serialPort, 1)
+	c.Out8(serialPort, 1)
 	for range 2 { // a device comes, and is let go of when that is asked for
-		here := len(c)
-		c.in32(portSlots, scratch)
-		c.until(scratch, 1<<1, here)
+		here := len(c.Code)
+		c.In32(portSlots, scratch)
+		c.Until(scratch, 1<<1, here)
 		c.config(4, 6)
-		c.store8(scratch+4, 7)
-		c.copy8(serialPort, scratch+4)
-		here = len(c)
-		c.in32(portSlots+4, scratch)
-		c.until(scratch, 1<<1, here)
-		c.out32(portSlots+8, 1<<1)
+		c.Store8(scratch+4, 7)
+		c.Copy8(serialPort, scratch+4)
+		here = len(c.Code)
+		c.In32(portSlots+4, scratch)
+		c.Until(scratch, 1<<1, here)
+		c.Out32(portSlots+8, 1<<1)
 	}
-	c.out8(portReset, 1)
+	c.Out8(portReset, 1)
 	said := make(signals)
 	m := newMachine(t, c, said)
 	left := make(chan string, 2)

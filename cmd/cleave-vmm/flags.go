@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
@@ -23,7 +25,10 @@ Runs one virtual machine. Each FILE, TAP and SOCKET may be fd=N, which is
 inherited.
 
   --disk FILE[,name=N][,readonly][,queues=N][,serial=S]   raw disk, or a partition
-  --net TAP[,name=N][,mac=M]                               existing tap device
+  --net TAP[,name=N][,mac=M][,queues=N]                    tap device
+  --port FILE,name=N                                       line to programs in the guest: a socket
+                                                           that listens, or a file
+  --restore fd=N:fd=N                                      a snapshot's state and memory
 
 `
 
@@ -32,7 +37,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags := flag.NewFlagSet("cleave-vmm", flag.ExitOnError)
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	s = &spec{}
-	var disks, restore list
+	var disks, nets, ports, restore list
 	kernel := flags.String("kernel", "", "bzImage, or ELF with an entry for PVH")
 	initrd := flags.String("initrd", "", "initramfs")
 	flags.StringVar(&s.Command, "command", "console=ttyS0", "kernel command line")
@@ -40,6 +45,11 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags.IntVar(&s.CPUs, "cpus", 1, "how many processors it has")
 	flags.StringVar(&s.CPU, "cpu", vmm.BaselineHost, "what they are: host, x86-64-v2 or x86-64-v3")
 	flags.Var(&disks, "disk", "a disk; may be repeated")
+	flags.Var(&nets, "net", "a port; may be repeated")
+	flags.Var(&ports, "port", "a console port; may be repeated")
+	console := flags.String("console", "", "the serial port's other end (default: the standard streams)")
+	end := flags.String("end", "", "file to note in why the guest ended")
+	flags.BoolVar(&s.NoReboot, "no-reboot", false, "end where the guest would start anew")
 	flags.Var(&restore, "restore", "a snapshot's directory; repeated for those with changes, the oldest first")
 	flags.BoolVar(&s.Paused, "paused", false, "leave a restored machine paused")
 	socket := flags.String("control", "", "socket to be told what to do by")
@@ -59,11 +69,14 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	if s.KVM, err = s.open("/dev/kvm", os.O_RDWR); err != nil {
 		return nil, false, err
 	}
-	return s, !*open, s.openAll(*kernel, *initrd, *socket, disks, restore)
+	if err := s.openLines(ports, *console, *end); err != nil {
+		return nil, false, err
+	}
+	return s, !*open, s.openAll(*kernel, *initrd, *socket, disks, nets, restore)
 }
 
 // openAll opens what a command line names.
-func (s *spec) openAll(kernel, initrd, socket string, disks, restore list) (err error) {
+func (s *spec) openAll(kernel, initrd, socket string, disks, nets, restore list) (err error) {
 	for _, f := range []struct {
 		name string
 		to   *int
@@ -81,6 +94,17 @@ func (s *spec) openAll(kernel, initrd, socket string, disks, restore list) (err 
 			return fmt.Errorf("--disk %s: %w", arg, err)
 		}
 		s.Disks = append(s.Disks, diskSpec{*d, s.add(f)})
+	}
+	for i, arg := range nets {
+		n, files, err := openNet(arg, i)
+		if err != nil {
+			return fmt.Errorf("--net %s: %w", arg, err)
+		}
+		port := netSpec{Net: *n}
+		for _, f := range files {
+			port.Files = append(port.Files, s.add(f))
+		}
+		s.Nets = append(s.Nets, port)
 	}
 	for _, dir := range restore {
 		f, err := openSnapshot(dir, os.O_RDONLY)
@@ -155,6 +179,57 @@ func openDisk(arg string, i int) (*control.Disk, *os.File, error) {
 	return d, f, err
 }
 
+// openNet is a --net, the i-th, with the queues of its tap.
+func openNet(arg string, i int) (*control.Net, []*os.File, error) {
+	n, queues := &control.Net{Name: fmt.Sprintf("net%d", i)}, 1
+	name, err := options(arg, map[string]func(string) error{
+		"name": text(&n.Name), "mac": text(&n.MAC),
+		"queues": func(v string) (err error) { queues, err = strconv.Atoi(v); return err },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if inherited(name) {
+		f, err := open(name, 0)
+		return n, []*os.File{f}, err
+	}
+	var files []*os.File
+	for range max(queues, 1) {
+		f, err := openTap(name, queues > 1)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, nil, err
+		}
+		files = append(files, f)
+	}
+	return n, files, nil
+}
+
+// openTap opens a queue of a tap, with the kernel's header for offloads.
+func openTap(name string, multi bool) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/net/tun: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	r, err := unix.NewIfreq(name)
+	if err == nil {
+		flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		if multi {
+			flags |= unix.IFF_MULTI_QUEUE
+		}
+		r.SetUint16(flags)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open tap %s: %w", name, err)
+	}
+	return f, nil
+}
+
 // open opens a file, or takes an inherited one.
 func open(name string, mode int) (*os.File, error) {
 	if n, ok := strings.CutPrefix(name, "fd="); ok {
@@ -164,14 +239,54 @@ func open(name string, mode int) (*os.File, error) {
 		}
 		return os.NewFile(uintptr(fd), name), nil
 	}
-	return os.OpenFile(name, mode, 0)
+	return os.OpenFile(name, mode, 0o600)
 }
 
 // inherited tells whether a name is that of a file which is open already.
 func inherited(name string) bool { return strings.HasPrefix(name, "fd=") }
 
+// openLines opens what host and guest tell each other by.
+func (s *spec) openLines(ports list, console, end string) error {
+	for _, arg := range ports {
+		p := portSpec{}
+		name, err := options(arg, map[string]func(string) error{"name": text(&p.Name)})
+		if err == nil && p.Name == "" {
+			err = errors.New("it has no name")
+		}
+		if err == nil {
+			p.File, err = s.open(name, os.O_RDWR)
+		}
+		if err != nil {
+			return fmt.Errorf("--port %s: %w", arg, err)
+		}
+		s.Ports = append(s.Ports, p)
+	}
+	for _, f := range []struct {
+		name string
+		mode int
+		to   *int
+	}{{console, os.O_RDWR, &s.Console}, {end, os.O_WRONLY | os.O_CREATE | os.O_TRUNC, &s.End}} {
+		if f.name == "" {
+			continue
+		}
+		var err error
+		if *f.to, err = s.open(f.name, f.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // openSnapshot opens the two files of a snapshot.
 func openSnapshot(dir string, mode int) (*vmm.Files, error) {
+	if first, second, ok := strings.Cut(dir, ":"); ok && inherited(first) && inherited(second) {
+		state, err := open(first, mode)
+		if err != nil {
+			return nil, err
+		}
+		memory, err := open(second, mode)
+		return &vmm.Files{State: state, Memory: memory}, err
+	}
 	state, err := os.OpenFile(filepath.Join(dir, "state.json"), mode, 0o600)
 	if err != nil {
 		return nil, err

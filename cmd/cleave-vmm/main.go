@@ -59,6 +59,13 @@ func machine(s *spec) (int, error) {
 		return 0, err
 	}
 	c.Console, c.Input, c.Thread = os.Stdout, os.Stdin, confine.Thread
+	if s.Console != 0 {
+		f, err := s.file(s.Console)
+		if err != nil {
+			return 0, err
+		}
+		c.Console, c.Input = f, f
+	}
 	dev, err := s.file(s.KVM)
 	if err != nil {
 		return 0, err
@@ -82,6 +89,12 @@ func machine(s *spec) (int, error) {
 		cancel()
 	}()
 	end, err := m.Run(ctx)
+	if s.End != 0 && err == nil {
+		var f *os.File
+		if f, err = s.file(s.End); err == nil {
+			_, err = fmt.Fprintln(f, end.Reason)
+		}
+	}
 	switch {
 	case err != nil:
 		return 0, err

@@ -13,17 +13,22 @@ import (
 // spec is what a command line says, with the files that it names as numbers
 // in a list of open ones: so it passes from a process to one that is shut in.
 type spec struct {
-	CPUs    int
-	Memory  uint64
-	CPU     string
-	Command string
-	Paused  bool
-	KVM     int
-	Kernel  int // 0, which is KVM's, for none; so are the others
-	Initrd  int
-	Control int
-	Disks   []diskSpec
-	Restore [][2]int // state and memory
+	CPUs     int
+	Memory   uint64
+	CPU      string
+	Command  string
+	Paused   bool
+	KVM      int
+	Kernel   int // 0, which is KVM's, for none; so are the others
+	Initrd   int
+	Control  int
+	Disks    []diskSpec
+	Nets     []netSpec
+	Ports    []portSpec
+	Console  int // the serial port's other end, instead of the standard streams
+	End      int // where the reason of the guest's end is noted
+	NoReboot bool
+	Restore  [][2]int // state and memory
 
 	files  []*os.File
 	socket string // that was made for Control
@@ -31,6 +36,16 @@ type spec struct {
 
 type diskSpec struct {
 	control.Disk
+	File int
+}
+
+type netSpec struct {
+	control.Net
+	Files []int // a queue of the tap each
+}
+
+type portSpec struct {
+	Name string
 	File int
 }
 
@@ -49,7 +64,7 @@ func (s *spec) file(n int) (*os.File, error) {
 
 // config is the spec with its files.
 func (s *spec) config() (*monitor.Config, error) {
-	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, CPU: s.CPU, Command: s.Command, Paused: s.Paused}
+	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
 	var err error
 	for _, f := range []struct {
 		n  int
@@ -68,6 +83,24 @@ func (s *spec) config() (*monitor.Config, error) {
 			return nil, err
 		}
 		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: f})
+	}
+	for _, n := range s.Nets {
+		port := monitor.Net{Net: n.Net}
+		for _, i := range n.Files {
+			f, err := s.file(i)
+			if err != nil {
+				return nil, err
+			}
+			port.Files = append(port.Files, f)
+		}
+		c.Nets = append(c.Nets, port)
+	}
+	for _, p := range s.Ports {
+		f, err := s.file(p.File)
+		if err != nil {
+			return nil, err
+		}
+		c.Ports = append(c.Ports, monitor.Port{Name: p.Name, File: f})
 	}
 	for _, r := range s.Restore {
 		state, err := s.file(r[0])

@@ -23,6 +23,7 @@ Requests:
   pause, resume                 stop it and let it go on
   power-button, reset, stop     ask it to shut down, start it anew, pull its plug
   add-disk FILE[,name=N][,readonly][,queues=N][,serial=S]
+  add-net TAP[,name=N][,mac=M][,queues=N]
   remove NAME                   have the guest let go of a device
   set-limits NAME BYTES OPERATIONS
                                 bound a device, each in a second; 0 is no bound
@@ -47,7 +48,7 @@ func tell(args []string) error {
 	}
 	defer c.Close()
 	verb, args := args[1], args[2:]
-	want := map[string]int{"add-disk": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1}[verb]
+	want := map[string]int{"add-disk": 1, "add-net": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1}[verb]
 	if len(args) != want && (verb != "save" || len(args) < want) {
 		return fmt.Errorf("%s takes %d arguments, not %d", verb, want, len(args))
 	}
@@ -72,6 +73,8 @@ func tell(args []string) error {
 		return c.Remove(ctx, control.Remove{Name: args[0]})
 	case "add-disk":
 		return addDisk(ctx, c, args[0])
+	case "add-net":
+		return addNet(ctx, c, args[0])
 	case "set-limits":
 		return setLimits(ctx, c, args)
 	case "set-memory":
@@ -102,6 +105,19 @@ func addDisk(ctx context.Context, c *control.Client, arg string) error {
 	}
 	defer f.Close()
 	return c.AddDisk(ctx, *d, f)
+}
+
+func addNet(ctx context.Context, c *control.Client, arg string) error {
+	n, files, err := openNet(arg, 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	return c.AddNet(ctx, *n, files)
 }
 
 func setLimits(ctx context.Context, c *control.Client, args []string) error {

@@ -8,13 +8,11 @@ import (
 	"github.com/cleave-project/cleave/vmm/kvm"
 )
 
-// files are the requests of ioctl for disks and ports, from linux/fs.h and
-// if_tun.h: TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNGETIFF, TUNGETFEATURES;
-// BLKDISCARD, BLKZEROOUT, and those for sizes. A terminal's modes are among
-// them too (TCGETS, TCSETS), to be put back.
+// files are the requests of ioctl for disks and ports, and for a terminal's
+// modes, which are put back at the end.
 var files = []uint32{
-	0x400454d0, 0x400454d8, 0x800454d2, 0x800454cf,
-	0x1277, 0x127f, 0x80081272, 0x1268, 0x127b, 0x1278, 0x1279,
+	unix.TUNSETOFFLOAD, unix.TUNSETVNETHDRSZ, unix.TUNSETVNETLE, unix.TUNSETQUEUE, unix.TUNGETIFF, unix.TUNGETFEATURES,
+	unix.BLKDISCARD, unix.BLKZEROOUT, unix.BLKGETSIZE64, unix.BLKSSZGET, unix.BLKPBSZGET, unix.BLKIOMIN, unix.BLKIOOPT,
 	unix.TCGETS, unix.TCSETS,
 }
 

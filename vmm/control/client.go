@@ -126,9 +126,9 @@ func (c *Client) AddDisk(ctx context.Context, d Disk, f *os.File) error {
 	return c.ask(ctx, "add-disk", d, nil, f)
 }
 
-// AddNet implements Machine. The file stays the caller's too.
-func (c *Client) AddNet(ctx context.Context, n Net, f *os.File) error {
-	return c.ask(ctx, "add-net", n, nil, f)
+// AddNet implements Machine. The files stay the caller's too.
+func (c *Client) AddNet(ctx context.Context, n Net, files []*os.File) error {
+	return c.ask(ctx, "add-net", n, nil, files...)
 }
 
 // Remove implements Machine.

@@ -33,10 +33,10 @@ type Machine interface {
 	PowerButton(context.Context) error
 	Reset(context.Context) error
 	Stop(context.Context) error
-	// AddDisk and AddNet plug a device in. The file is the machine's from then
-	// on, also after an error.
+	// AddDisk and AddNet plug a device in; a port has a file for each of its
+	// queues. Files are the machine's from then on, also after an error.
 	AddDisk(context.Context, Disk, *os.File) error
-	AddNet(context.Context, Net, *os.File) error
+	AddNet(context.Context, Net, []*os.File) error
 	// Remove asks the guest to let go of a device, and waits for that.
 	Remove(context.Context, Remove) error
 	SetLimits(context.Context, SetLimits) error

@@ -53,8 +53,8 @@ func (f *fake) Stop(context.Context) error               { return f.note("stop")
 func (f *fake) AddDisk(_ context.Context, d Disk, file *os.File) error {
 	return f.note("disk %s %v %s", d.Name, d.ReadOnly, content(file))
 }
-func (f *fake) AddNet(_ context.Context, n Net, file *os.File) error {
-	return f.note("net %s %s", n.MAC, content(file))
+func (f *fake) AddNet(_ context.Context, n Net, files []*os.File) error {
+	return f.note("net %s %s of %d", n.MAC, content(files[0]), len(files))
 }
 func (f *fake) Remove(_ context.Context, r Remove) error { return f.note("remove %s", r.Name) }
 func (f *fake) SetLimits(_ context.Context, l SetLimits) error {
@@ -106,7 +106,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 	for _, err := range []error{
 		c.Pause(ctx), c.PowerButton(ctx), c.Reset(ctx), c.Stop(ctx),
 		c.AddDisk(ctx, Disk{Name: "d", ReadOnly: true}, file(t, "a disk")),
-		c.AddNet(ctx, Net{MAC: "02:00:00:00:00:01"}, file(t, "a tap")),
+		c.AddNet(ctx, Net{MAC: "02:00:00:00:00:01"}, []*os.File{file(t, "a tap"), file(t, "")}),
 		c.Remove(ctx, Remove{Name: "d"}),
 		c.SetLimits(ctx, SetLimits{"d", Limits{BytesPerSecond: 5}}),
 		c.SetMemory(ctx, SetMemory{7}),
@@ -117,7 +117,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 		}
 	}
 	want := []string{
-		"pause", "power", "reset", "stop", "disk d true a disk", "net 02:00:00:00:00:01 a tap", "remove d", "limit d 5", "memory 7",
+		"pause", "power", "reset", "stop", "disk d true a disk", "net 02:00:00:00:00:01 a tap of 2", "remove d", "limit d 5", "memory 7",
 		"save true state memory",
 	}
 	if d := cmp.Diff(want, m.all()); d != "" {
@@ -135,7 +135,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 func TestWhatIsNoRequestIsRefused(t *testing.T) {
 	m := &fake{}
 	c, _ := served(t, m)
-	for do, want := range map[string]string{"dance": "no request", "add-disk": "1 files"} {
+	for do, want := range map[string]string{"dance": "no request", "add-disk": "1 to 1 files"} {
 		if err := c.ask(t.Context(), do, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", do, err)
 		}
@@ -197,7 +197,7 @@ func FuzzAnswer(f *testing.F) {
 			return out, nil
 		}
 		a := answer(t.Context(), line, take, m)
-		if a.Error != "" && len(m.told) > 0 || a.Error == "" && taken > 2 {
+		if a.Error != "" && len(m.told) > 0 || a.Error == "" && taken > maxFiles {
 			t.Errorf("%q: %q and %q", line, a.Error, m.told)
 		}
 	})

@@ -76,12 +76,15 @@ func answer(ctx context.Context, line []byte, take func(n int) ([]*os.File, erro
 		return reply{ID: r.ID, Error: err.Error()}
 	}
 	v, ok := verbs[r.Do]
-	if !ok || len(files) != v.files {
+	switch {
+	case !ok:
+		err = fmt.Errorf("there is no request %q", r.Do)
+	case len(files) < v.least || len(files) > v.most:
+		err = fmt.Errorf("%s comes with %d to %d files, not with %d", r.Do, v.least, v.most, len(files))
+	}
+	if err != nil {
 		closeAll(files)
-		if !ok {
-			return reply{ID: r.ID, Error: fmt.Sprintf("there is no request %q", r.Do)}
-		}
-		return reply{ID: r.ID, Error: fmt.Sprintf("%s comes with %d files, not with %d", r.Do, v.files, len(files))}
+		return reply{ID: r.ID, Error: err.Error()}
 	}
 	result, err := v.do(ctx, m, r.Args, files)
 	if err != nil {
@@ -96,20 +99,16 @@ func answer(ctx context.Context, line []byte, take func(n int) ([]*os.File, erro
 	return out
 }
 
-// verb is how a request is done, and how many files it comes with.
+// verb is how a request is done, and with how many files it comes.
 type verb struct {
-	files int
-	do    func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error)
+	least, most int
+	do          func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error)
 }
 
 // verbs are the requests that there are.
 var verbs = map[string]verb{
-	"status": {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
-		return m.Status(ctx)
-	}},
-	"metrics": {0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
-		return m.Metrics(ctx)
-	}},
+	"status":       asked(Machine.Status),
+	"metrics":      asked(Machine.Metrics),
 	"pause":        plain(Machine.Pause),
 	"resume":       plain(Machine.Resume),
 	"power-button": plain(Machine.PowerButton),
@@ -118,42 +117,37 @@ var verbs = map[string]verb{
 	"remove":       with(Machine.Remove),
 	"set-limits":   with(Machine.SetLimits),
 	"set-memory":   with(Machine.SetMemory),
-	"add-disk":     withFile(Machine.AddDisk),
-	"add-net":      withFile(Machine.AddNet),
-	"save": {2, func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error) {
-		var o Save
-		if err := strict(args, &o); err != nil {
-			closeAll(files)
-			return nil, err
-		}
-		return nil, m.Save(ctx, o, files[0], files[1])
-	}},
+	"add-disk": withFiles(1, 1, func(m Machine, ctx context.Context, d Disk, files []*os.File) error {
+		return m.AddDisk(ctx, d, files[0])
+	}),
+	"add-net": withFiles(1, maxFiles, Machine.AddNet),
+	"save": withFiles(2, 2, func(m Machine, ctx context.Context, o Save, files []*os.File) error {
+		return m.Save(ctx, o, files[0], files[1])
+	}),
+}
+
+func asked[T any](f func(Machine, context.Context) (T, error)) verb {
+	return verb{do: func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) { return f(m, ctx) }}
 }
 
 func plain(f func(Machine, context.Context) error) verb {
-	return verb{0, func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
+	return verb{do: func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
 		return nil, f(m, ctx)
 	}}
 }
 
 func with[T any](f func(Machine, context.Context, T) error) verb {
-	return verb{0, func(ctx context.Context, m Machine, args json.RawMessage, _ []*os.File) (any, error) {
-		var v T
-		if err := strict(args, &v); err != nil {
-			return nil, err
-		}
-		return nil, f(m, ctx, v)
-	}}
+	return withFiles(0, 0, func(m Machine, ctx context.Context, v T, _ []*os.File) error { return f(m, ctx, v) })
 }
 
-func withFile[T any](f func(Machine, context.Context, T, *os.File) error) verb {
-	return verb{1, func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error) {
+func withFiles[T any](least, most int, f func(Machine, context.Context, T, []*os.File) error) verb {
+	return verb{least, most, func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error) {
 		var v T
 		if err := strict(args, &v); err != nil {
 			closeAll(files)
 			return nil, err
 		}
-		return nil, f(m, ctx, v, files[0])
+		return nil, f(m, ctx, v, files)
 	}}
 }
 

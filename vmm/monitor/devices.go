@@ -1,22 +1,27 @@
 package monitor
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
 	"github.com/cleave-project/cleave/vmm/ratelimit"
 	"github.com/cleave-project/cleave/vmm/virtio/blk"
+	vnet "github.com/cleave-project/cleave/vmm/virtio/net"
 )
 
 // device is one of the machine's, with what the process has for it.
 type device struct {
 	vmm.Device
-	limits  *ratelimit.Limiter // nil for one without
-	metrics func() any         // nil for one without
+	limits  []*ratelimit.Limiter // none for one without
+	metrics func() any           // nil for one without
 	close   func()
 }
 
@@ -34,9 +39,70 @@ func newDisk(d control.Disk, f *os.File) (*device, error) {
 		return nil, fmt.Errorf("disk %q: %w", d.Name, err)
 	}
 	return &device{
-		Device: vmm.Device{Name: d.Name, Device: b}, limits: l,
+		Device: vmm.Device{Name: d.Name, Device: b}, limits: []*ratelimit.Limiter{l},
 		metrics: func() any { return diskMetrics(b.Metrics()) }, close: func() { f.Close() },
 	}, nil
+}
+
+// newNet takes the queues of a tap over.
+func newNet(n control.Net, files []*os.File) (_ *device, err error) {
+	var taps []*vnet.Tap
+	closeTaps := func() {
+		for _, t := range taps {
+			t.Close()
+		}
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close() // the taps have duplicates
+		}
+		if err != nil {
+			closeTaps()
+			err = fmt.Errorf("port %q: %w", n.Name, err)
+		}
+	}()
+	mac, err := addressOf(n.MAC)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		t, err := vnet.NewTap(fd)
+		if err != nil {
+			return nil, err
+		}
+		taps = append(taps, t)
+	}
+	receive, send := ratelimit.New(limitsOf(n.Limits)), ratelimit.New(limitsOf(n.Limits))
+	d, err := vnet.New(taps, vnet.Options{MAC: mac, Receive: receive, Send: send})
+	if err != nil {
+		return nil, err
+	}
+	return &device{
+		Device: vmm.Device{Name: n.Name, Device: d}, limits: []*ratelimit.Limiter{receive, send},
+		metrics: func() any { return d.Metrics() }, close: closeTaps,
+	}, nil
+}
+
+// addressOf parses an address, or makes one that nobody is likely to have: a
+// local one (IEEE 802, 8.4).
+func addressOf(text string) (mac vnet.MAC, err error) {
+	if text == "" {
+		_, err = rand.Read(mac[:])
+		mac[0] = mac[0]&^3 | 2
+		return mac, err
+	}
+	b, err := net.ParseMAC(text)
+	if err != nil {
+		return mac, err
+	}
+	if len(b) != len(mac) || b[0]&1 != 0 {
+		return mac, fmt.Errorf("%s is no address of a station", text)
+	}
+	return vnet.MAC(b), nil
 }
 
 // diskMetrics has the error as text.

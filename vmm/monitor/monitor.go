@@ -32,10 +32,15 @@ type Config struct {
 	Kernel, Initrd *os.File
 	Command        string
 	Disks          []Disk
+	Nets           []Net
 	// Restore are a snapshot's layers, the oldest first, none to boot.
 	Restore []vmm.Files
 	// Paused leaves a machine that was restored so, until it is told to go on.
 	Paused bool
+	// Ports are lines between programs in the guest and the host.
+	Ports []Port
+	// NoReboot has the guest end where it would be started anew.
+	NoReboot bool
 	// Console and Input are the serial port's other end; Input may be nil.
 	Console io.Writer
 	Input   io.Reader
@@ -51,6 +56,12 @@ type Disk struct {
 	File *os.File
 }
 
+// Net is a port with the queues of its tap.
+type Net struct {
+	control.Net
+	Files []*os.File
+}
+
 // Monitor is a process's one guest.
 type Monitor struct {
 	sys    *kvm.System
@@ -63,6 +74,7 @@ type Monitor struct {
 
 	mu      sync.Mutex // never held while the machine is asked for something
 	devices []*device  // in the order in which they came
+	lines   *lines     // nil without ports
 }
 
 // errEnded is the answer while there is no machine.
@@ -72,8 +84,26 @@ var errEnded = errors.New("the guest has ended")
 func New(sys *kvm.System, c Config) (*Monitor, error) {
 	m := &Monitor{sys: sys, config: c}
 	m.devices = append(m.devices, &device{Device: vmm.Device{Name: "rng", Device: rng.New()}, close: func() {}})
+	if len(c.Ports) > 0 {
+		var err error
+		if m.lines, err = newLines(c.Ports); err != nil {
+			m.close()
+			return nil, err
+		}
+		m.devices = append(m.devices, m.lines.device())
+	}
 	for _, d := range c.Disks {
 		dev, err := newDisk(d.Disk, d.File)
+		if err == nil {
+			err = m.keep(dev)
+		}
+		if err != nil {
+			m.close()
+			return nil, err
+		}
+	}
+	for _, n := range c.Nets {
+		dev, err := newNet(n.Net, n.Files)
 		if err == nil {
 			err = m.keep(dev)
 		}
@@ -147,6 +177,9 @@ func (m *Monitor) Run(ctx context.Context) (vmm.End, error) {
 	if m.config.Control != nil {
 		wg.Go(func() { control.Serve(ctx, m.config.Control, m) })
 	}
+	if m.lines != nil {
+		wg.Go(func() { m.lines.accept(ctx) })
+	}
 	if m.config.Input != nil {
 		go m.input() // which nothing ends but the process's own end
 	}
@@ -157,7 +190,10 @@ func (m *Monitor) Run(ctx context.Context) (vmm.End, error) {
 	}
 	for {
 		end, err := m.machine.Run(ctx)
-		if err != nil || end.Reason != vmm.Restart || m.config.Kernel == nil {
+		if err != nil || end.Reason != vmm.Restart || m.config.Kernel == nil || m.config.NoReboot {
+			if m.lines != nil {
+				m.lines.Flush(flushTime)
+			}
 			return end, err
 		}
 		if err := m.next(); err != nil {

@@ -76,9 +76,12 @@ func (m *Monitor) AddDisk(_ context.Context, d control.Disk, f *os.File) error {
 }
 
 // AddNet implements control.Machine.
-func (m *Monitor) AddNet(_ context.Context, n control.Net, f *os.File) error {
-	f.Close()
-	return errors.New("net")
+func (m *Monitor) AddNet(_ context.Context, n control.Net, files []*os.File) error {
+	dev, err := newNet(n, files)
+	if err != nil {
+		return err
+	}
+	return m.add(dev)
 }
 
 // removeTimeout is how long a guest has to let go of a device.
@@ -97,7 +100,9 @@ func (m *Monitor) SetLimits(_ context.Context, l control.SetLimits) error {
 	if d == nil || d.limits == nil {
 		return fmt.Errorf("set limits of device %q: there is none of this name that has limits", l.Name)
 	}
-	d.limits.Set(limitsOf(l.Limits))
+	for _, r := range d.limits {
+		r.Set(limitsOf(l.Limits))
+	}
 	return nil
 }
 
