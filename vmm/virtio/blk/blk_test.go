@@ -335,6 +335,7 @@ type faulty struct {
 func (f *faulty) Readv(p [][]byte, off int64) error {
 	return errors.Join(f.err, f.Disk.Readv(p, off))
 }
+
 func (f *faulty) Writev(p [][]byte, off int64) error {
 	return errors.Join(f.err, f.Disk.Writev(p, off))
 }

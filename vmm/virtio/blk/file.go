@@ -247,7 +247,7 @@ func copyPieces(pieces [][]byte, at int, b []byte, into bool) {
 			continue
 		}
 		p, at = p[at:], 0
-		n := 0
+		var n int
 		if into {
 			n = copy(p, b)
 		} else {

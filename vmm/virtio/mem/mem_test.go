@@ -16,8 +16,10 @@ const (
 	size  = 16 * block
 )
 
-const plug, unplug, unplugAll, state = 0, 1, 2, 3
-const ack, nack, refused = 0, 1, 3
+const (
+	plug, unplug, unplugAll, state = 0, 1, 2, 3
+	ack, nack, refused             = 0, 1, 3
+)
 
 func device(t testing.TB, access func(uint64, uint64, bool) error) *mem.Device {
 	t.Helper()
