@@ -253,7 +253,7 @@ func TestSetSendsAMergePatchAndTellsWhatWaits(t *testing.T) {
 	if status != 0 || errs != "note: takes effect at the next start: env\n" {
 		t.Error(status, errs)
 	}
-	want := []string{`PATCH /instances/web {"labels":{"tier":"front"},"spec":{"env":{"A":"1","B":null},"resources":{"cpus":1.5}}}`}
+	want := []string{`PATCH /instances/web {"labels":{"tier":"front"},"spec":{"env":{"A":"1","B":null},"resources":{"cpus":1.5}}}`, "GET /instances/web"}
 	if diff := cmp.Diff(want, f.took()); diff != "" {
 		t.Error(diff)
 	}
