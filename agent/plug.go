@@ -24,6 +24,11 @@ func (c *Client) Unmount(ctx context.Context, v Volume) error {
 	return c.do(ctx, "unmounting "+v.Target+" in the guest", &wire.Request{Op: wire.OpUnmount, Volume: &v})
 }
 
+// Grow has the file system on a disk use all of it, which has become larger.
+func (c *Client) Grow(ctx context.Context, disk string) error {
+	return c.do(ctx, "growing the disk "+disk+" in the guest", &wire.Request{Op: wire.OpGrow, Volume: &Volume{Disk: disk}})
+}
+
 // Link gives an interface, that the machine has or gets in a moment, its name
 // and addresses.
 func (c *Client) Link(ctx context.Context, l Link) error {

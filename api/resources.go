@@ -144,6 +144,8 @@ type VolumeSpec struct {
 
 // VolumeStatus is what the driver reports.
 type VolumeStatus struct {
+	// Disk is there only while it is smaller than the size in the spec.
+	Disk   Bytes    `json:"disk,omitempty" doc:"Of type disk: how large its guests find it until their next start"`
 	Used   Bytes    `json:"used"`
 	UsedBy []string `json:"usedBy,omitempty" doc:"Instances, by name"`
 }

@@ -104,7 +104,12 @@ func (p *applier) volume(ctx context.Context, s stack.Step) (err error) {
 	case stack.Create:
 		_, err = p.daemon.CreateVolume(ctx, s.Volume)
 	case stack.Update:
-		_, err = p.daemon.PatchVolume(ctx, s.Name, s.Revision, s.Patch)
+		var v *api.Volume
+		if v, err = p.daemon.PatchVolume(ctx, s.Name, s.Revision, s.Patch); err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.noteDisk(v)
+		}
 	}
 	return err
 }

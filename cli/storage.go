@@ -90,11 +90,22 @@ func (a *app) volumeCmd() *cobra.Command {
 		})
 	set := setVerb(a, "Change a volume", settings.Volume, volumeNames,
 		func(ctx context.Context, c *client.Client, name string, p *settings.Patch) error {
-			_, err := c.PatchVolume(ctx, name, 0, p)
+			v, err := c.PatchVolume(ctx, name, 0, p)
+			if err == nil {
+				a.noteDisk(v)
+			}
 			return err
 		})
 	del := deleteVerb(a, "Delete volumes that no instance uses, and what is in them", volumeNames, func(ctx context.Context, c *client.Client, n string) error { return c.DeleteVolume(ctx, n) })
 	return noun("volume", "Volumes: files that outlive instances", list, show, create, set, a.attachVolumeCmd(), a.detachVolumeCmd(), del)
+}
+
+// noteDisk tells when the guests of a volume don't find it as large as it is
+// to be.
+func (a *app) noteDisk(v *api.Volume) {
+	if v.Status.Disk > 0 {
+		a.note("%s: takes effect at the next start of %s: size %s -> %s", v.Name, strings.Join(v.Status.UsedBy, ", "), v.Status.Disk.Exact(), v.Spec.Size.Exact())
+	}
 }
 
 func (a *app) volumeListing() output.Listing[api.Volume] {
@@ -122,5 +133,8 @@ func (a *app) describeVolume(s *output.Sections, v *api.Volume) {
 	s.Pair("Used", v.Status.Used.String())
 	s.Pair("Size", sizeText(v.Spec.Size))
 	s.Head("Used by")
+	if v.Status.Disk > 0 {
+		s.Pair("For its guest", v.Status.Disk.String()+" until its next start")
+	}
 	s.Each("Instance", v.Status.UsedBy)
 }

@@ -120,6 +120,17 @@ func unplugFrom[T any](f *fakeVM, from map[string]T, name string) error {
 	return nil
 }
 
+// growingVM is one whose disks grow while it runs.
+type growingVM struct {
+	*fakeVM
+	grown *api.Bytes
+}
+
+func (f growingVM) GrowRoot(_ context.Context, _ string, size api.Bytes) error {
+	*f.grown = max(*f.grown, size)
+	return nil
+}
+
 // newPVM is an engine of paravirtual machines, which can do little.
 func newPVM() *fakeEngine {
 	f := newFake()

@@ -1,10 +1,14 @@
 package control
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
 )
 
 func TestSizesAreSuchThatAPoolCouldHoldThem(t *testing.T) {
@@ -61,5 +65,53 @@ func refused(t *testing.T, what string, err error, code api.Code, hint string) {
 	}
 	if !api.IsCode(err, code) || !strings.Contains(api.AsError(err).Hint, hint) || !strings.HasSuffix(api.AsError(err).Field, "size") {
 		t.Errorf("%s: %v", what, err)
+	}
+}
+
+// A root disk grows while its guest runs where the engine can do that, and
+// what can't is told.
+func TestRootDiskGrowsWhileItsGuestRuns(t *testing.T) {
+	v := growingVM{newVM(), new(api.Bytes)}
+	w := newWorld(t, v)
+	w.launch("a", vm())
+	if op := w.patch("a", `{"spec":{"root":{"size":"20GiB"}}}`); op.Error != nil || op.Step != "" || *v.grown != 20*api.GiB || w.running("a") != nil {
+		t.Errorf("%v, %q, grown to %s, runs with %+v", op.Error, op.Step, *v.grown, w.running("a"))
+	}
+	w.power("a", "pause")
+	want := "takes effect at the next start: root.size 20GiB -> 30GiB"
+	if op := w.patch("a", `{"spec":{"root":{"size":"30GiB"}}}`); op.Error != nil || op.Step != want || *v.grown != 20*api.GiB {
+		t.Errorf("paused: %v, %q, grown to %s", op.Error, op.Step, *v.grown)
+	}
+	w.launch("own", api.InstanceSpec{Kind: api.KindVM})
+	if op := w.patch("own", `{"spec":{"root":{"size":"40GiB"}}}`); op.Error != nil || !strings.Contains(op.Step, "its own to grow") || *v.grown != 40*api.GiB {
+		t.Errorf("own system: %v, %q", op.Error, op.Step)
+	}
+}
+
+// The disk of a volume is as long as it was until its guest starts anew.
+func TestVolumeTellsWhatItsGuestFinds(t *testing.T) {
+	w := newWorld(t, newVM())
+	v, err := w.c.CreateVolume(t.Context(), &api.Volume{Meta: api.Meta{Name: "data"}, Spec: api.VolumeSpec{Type: api.VolumeDisk, Size: api.GiB}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, _ := w.pool.Path(t.Context(), namedVolume(v.ID))
+	f, err := os.Create(filepath.Join(dir, engine.VolumeDisk)) // as the engine does at first use
+	if err == nil {
+		err = errors.Join(f.Truncate(int64(api.GiB)), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.launch("a", vm(func(s *api.InstanceSpec) { s.Mounts = []api.Mount{{Volume: "data", Target: "/data"}} }))
+	if v, err = w.c.Volume(t.Context(), "", "data"); err != nil || v.Status.Disk != 0 {
+		t.Errorf("%s, %v", v.Status.Disk, err)
+	}
+	if v, err = w.c.PatchVolume(t.Context(), "", "data", 0, []byte(`{"spec":{"size":"2GiB"}}`)); err != nil || v.Status.Disk != api.GiB {
+		t.Errorf("%s, %v", v.Status.Disk, err)
+	}
+	w.power("a", "stop")
+	if v, err = w.c.Volume(t.Context(), "", "data"); err != nil || v.Status.Disk != 0 {
+		t.Errorf("%s, %v", v.Status.Disk, err)
 	}
 }

@@ -46,6 +46,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	if old.Spec.Resources == now.Spec.Resources {
 		live.Spec.Resources = was.Spec.Resources
 	}
+	if isMachine(old) && old.Spec.Root.Size == now.Spec.Root.Size {
+		live.Spec.Root.Size = disk
+	}
 	if old.Spec.Machine.ISO == now.Spec.Machine.ISO {
 		live.Spec.Machine.ISO = was.Spec.Machine.ISO
 	}
@@ -71,11 +74,11 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	end := finished(op, old.Name, nil)
 	if g != nil {
 		keepRestartFields(&live.Spec, &was.Spec)
-		if isMachine(old) {
-			live.Spec.Root.Size = disk // the volume is larger, the disk not yet
-		}
 		plug.settled()
 		end.Step = strings.Trim(waiting(g, old, now, live, plug.why)+"; "+plug.note(), "; ")
+		if ownSystem(old) && old.Spec.Root.Size != now.Spec.Root.Size {
+			end.Step = strings.TrimPrefix(end.Step+"; the partitions and file systems of its disk are its own to grow", "; ")
+		}
 	}
 	_, err = c.instances.Update(ctx, old.ID, func(in *api.Instance) error {
 		power := in.Spec.Power
@@ -160,6 +163,13 @@ func (t *task) changes(ctx context.Context, g *guest, now *api.Instance) []chang
 			return c.publish(ctx, in)
 		}})
 	}
+	if isMachine(old) && rootSize(inForce(old), img) < rootSize(now, img) {
+		disk := inForce(old).Spec.Root.Size
+		list = append(list, change{
+			"root disk", func(in *api.Instance) error { return c.growRoot(ctx, in, rootSize(in, img), g.paused) },
+			func(live, _ *api.InstanceSpec, _ string) bool { live.Root.Size = disk; return false },
+		})
+	}
 	if inForce(old).Spec.Resources != now.Spec.Resources {
 		list = append(list, t.limits(ctx, g))
 	}
@@ -188,6 +198,22 @@ func (c *Controller) insert(ctx context.Context, in *api.Instance) error {
 		return err
 	}
 	return p.InsertMedium(ctx, in.ID, path)
+}
+
+// growRoot makes the root disk of a running machine larger.
+func (c *Controller) growRoot(ctx context.Context, in *api.Instance, size api.Bytes, paused bool) error {
+	e, err := c.engineFor(in.Spec.Kind)
+	if err != nil {
+		return err
+	}
+	g, ok := e.(engine.Grower)
+	if !ok {
+		return fixedWhile(e, "get a larger disk")
+	}
+	if paused {
+		return api.Errorf(api.CodeConflict, "instance %q is paused: it can't make use of a larger disk", in.Name)
+	}
+	return g.GrowRoot(ctx, in.ID, size)
 }
 
 // limit sets all limits of a running guest.

@@ -3,11 +3,15 @@ package control
 import (
 	"cmp"
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/storage"
 )
 
 // CreateVolume makes a named volume.
@@ -86,8 +90,25 @@ func (c *Controller) Volume(ctx context.Context, project, name string) (*api.Vol
 	n.Status.UsedBy = c.volumeUsers(v)
 	if d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool)); err == nil {
 		n.Status.Used, _, _ = d.Usage(ctx, namedVolume(v.ID))
+		if v.Spec.Type == api.VolumeDisk && c.volumeLive(v, "") {
+			n.Status.Disk = shorter(ctx, d, v)
+		}
 	}
 	return &n, nil
+}
+
+// shorter is the size of a volume's disk where that isn't yet what is wanted:
+// the next start of its guest makes it longer.
+func shorter(ctx context.Context, d storage.Driver, v *api.Volume) api.Bytes {
+	dir, err := d.Path(ctx, namedVolume(v.ID))
+	if err != nil {
+		return 0
+	}
+	st, err := os.Lstat(filepath.Join(dir, engine.VolumeDisk))
+	if err != nil || api.Bytes(st.Size()) >= volumeSize(v) {
+		return 0
+	}
+	return api.Bytes(st.Size())
 }
 
 // volumeUsers names the instances that mount a volume.

@@ -97,6 +97,14 @@ type Plugger interface {
 	DetachNIC(ctx context.Context, id, name string) error
 }
 
+// Grower is an engine that makes the root disk of a running guest larger. A
+// guest made of an image uses all of it at once; a system of its own sees to
+// that itself.
+type Grower interface {
+	// GrowRoot makes the disk so large. It never gets smaller.
+	GrowRoot(ctx context.Context, id string, size api.Bytes) error
+}
+
 // Wirer is an engine that adds ports to and takes them from the network
 // namespaces of running guests.
 type Wirer interface {

@@ -39,6 +39,7 @@ type Devices interface {
 	Mount(wire.Volume) error
 	Unmount(wire.Volume) error
 	Link(wire.Link) error
+	Grow(wire.Volume) error
 }
 
 // drainGrace is how long the host may take to read the last output. No more

@@ -222,6 +222,8 @@ func (s *server) answer(q *request) {
 		q.done(s.devices.Unmount(*q.Volume))
 	case q.Op == wire.OpLink && q.Link != nil && s.devices != nil:
 		q.done(s.devices.Link(*q.Link))
+	case q.Op == wire.OpGrow && q.Volume != nil && s.devices != nil:
+		q.done(s.devices.Grow(*q.Volume))
 	case q.Op == wire.OpLayer && len(q.data) == 1:
 		s.layer(q)
 	case q.Op == wire.OpRelayer && len(q.data) == 1:

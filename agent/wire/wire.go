@@ -38,6 +38,7 @@
 //	mount    -                                  Done
 //	unmount  -                                  Done
 //	link     -                                  Done
+//	grow     -                                  Done
 //
 // Since version 2, of a machine under maintenance, whose root's writable
 // layer (package layer) nothing uses:
@@ -89,6 +90,7 @@ const (
 	OpMount   = "mount"
 	OpUnmount = "unmount"
 	OpLink    = "link"
+	OpGrow    = "grow"
 
 	OpLayer   = "layer"
 	OpRelayer = "relayer"
@@ -104,7 +106,7 @@ type Request struct {
 	Size    *Size            `json:"size,omitempty"`   // resize
 	Reboot  bool             `json:"reboot,omitempty"` // power
 	Time    time.Time        `json:"time,omitzero"`    // clock
-	Volume  *Volume          `json:"volume,omitempty"` // mount, unmount
+	Volume  *Volume          `json:"volume,omitempty"` // mount, unmount, grow
 	Link    *Link            `json:"link,omitempty"`   // link
 }
 

@@ -125,6 +125,15 @@ func (e *Engine) DetachNIC(ctx context.Context, id, name string) error {
 	return p.DetachNIC(ctx, id, name)
 }
 
+// GrowRoot implements engine.Grower.
+func (e *Engine) GrowRoot(ctx context.Context, id string, size api.Bytes) error {
+	g, err := capable[engine.Grower](e, id, "make its disk larger while it runs")
+	if err != nil {
+		return err
+	}
+	return g.GrowRoot(ctx, id, size)
+}
+
 // Save implements engine.Saver.
 func (e *Engine) Save(ctx context.Context, id, path string) error {
 	s, err := capable[engine.Saver](e, id, "keep a guest's memory")

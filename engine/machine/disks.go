@@ -73,15 +73,24 @@ func ownDisk(ctx context.Context, what, path string, size api.Bytes, directories
 	if err != nil {
 		return nil, err
 	}
-	// A disk that grows is longer by what its file system doesn't use yet;
-	// the guest makes use of it. It never shrinks.
-	if st, err := f.Stat(); err == nil && !readOnly && st.Size() < int64(size) {
-		if err := f.Truncate(int64(size)); err != nil {
-			f.Close()
-			return nil, notMade(what, size, err)
-		}
+	if err := lengthen(f, what, size, readOnly); err != nil {
+		f.Close()
+		return nil, err
 	}
 	return f, nil
+}
+
+// lengthen makes a disk that was given a larger size longer, by what its
+// guest doesn't use yet. It never shrinks.
+func lengthen(f *os.File, what string, size api.Bytes, readOnly bool) error {
+	st, err := f.Stat()
+	if err != nil || readOnly || st.Size() >= int64(size) {
+		return err
+	}
+	if err := f.Truncate(int64(size)); err != nil {
+		return notMade(what, size, err)
+	}
+	return nil
 }
 
 // format makes a new ext4 at path, whole or not at all. It is the one time
@@ -243,7 +252,17 @@ func (l *launch) openDisks(ctx context.Context) error {
 	}
 	root := filepath.Join(s.Root.Dir, engine.RootDisk)
 	if l.firmware() {
-		p.Root = open(func() (*os.File, error) { return openDisk(root, s.Root.ReadOnly, s.UIDBase) })
+		p.Root = open(func() (*os.File, error) {
+			f, err := openDisk(root, s.Root.ReadOnly, s.UIDBase)
+			if err != nil {
+				return nil, err
+			}
+			if err := lengthen(f, "root disk of "+s.Name, s.Root.Size, s.Root.ReadOnly); err != nil {
+				f.Close()
+				return nil, err
+			}
+			return f, nil
+		})
 	} else {
 		p.Image = open(func() (*os.File, error) { return openImage(s.Image.EROFS) })
 		p.Root = open(func() (*os.File, error) {

@@ -112,6 +112,17 @@ func (e *Engine) mount(ctx context.Context, g *Guest, v agent.Volume) error {
 	return e.ask(ctx, g.ID, func(c *agent.Client) error { return c.Mount(ctx, v) })
 }
 
+// GrownRoot has a guest made of an image use all of its root disk, which has
+// become larger.
+func (e *Engine) GrownRoot(ctx context.Context, g *Guest) error {
+	if g.Firmware {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, plugTime)
+	defer cancel()
+	return e.ask(ctx, g.ID, func(c *agent.Client) error { return c.Grow(ctx, RoleRoot) })
+}
+
 func volumeOf(d engine.Disk) agent.Volume {
 	return agent.Volume{Disk: d.ID, Target: d.Target, ReadOnly: d.ReadOnly}
 }

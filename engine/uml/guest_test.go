@@ -382,3 +382,37 @@ func FuzzParseFree(f *testing.F) {
 		}
 	})
 }
+
+// A root disk that was given a larger size has it at the guest's next start.
+func TestDiskThatGrewIsUsedWholeAtTheNextStart(t *testing.T) {
+	e := newEngine(t)
+	spec := e.spec(t, "sleep 1000")
+	room := func(g *testGuest) (mib int) {
+		out, _ := g.exec("df -m / | tail -n 1 | awk '{print $2}'")
+		if _, err := fmt.Sscan(out, &mib); err != nil {
+			t.Fatalf("%q: %v", out, err)
+		}
+		return mib
+	}
+	g := e.start(t, spec)
+	if n := room(g); n < 40 || n > 64 {
+		t.Fatalf("%d MiB at first", n)
+	}
+	if out, code := g.exec("echo kept >/root/f && sync"); code != 0 {
+		t.Fatal(out)
+	}
+	if err := e.Signal(t.Context(), spec.ID, "SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	g.ends()
+	larger := e.spec(t, "sleep 1000")
+	larger.Root = spec.Root
+	larger.Root.Size = 256 * api.MiB
+	g = e.start(t, larger)
+	if n := room(g); n < 180 || n > 256 {
+		t.Errorf("%d MiB of 256", n)
+	}
+	if out, _ := g.exec("cat /root/f"); out != "kept" {
+		t.Errorf("output %q", out)
+	}
+}

@@ -102,6 +102,17 @@ func (p *plugs) mount(dev string, v wire.Volume) error {
 	return nil
 }
 
+// Grow implements guest.Devices.
+func (p *plugs) Grow(v wire.Volume) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dev := diskBySerial(v.Disk)
+	if dev == "" {
+		return api.Errorf(api.CodeNotFound, "grow the disk %q: the machine has none of that name", v.Disk)
+	}
+	return grow(dev)
+}
+
 // Unmount implements guest.Devices. What is used stays mounted.
 func (p *plugs) Unmount(v wire.Volume) error {
 	p.mu.Lock()

@@ -61,6 +61,9 @@ func (m *machine) mountDisk(name, kind, at string, flags uintptr) error {
 	if err := mount(dev, kind, at, flags, options); err != nil {
 		return api.Errorf(api.CodeInvalid, "mount the disk %q: %w", name, explain(err))
 	}
+	if kind == "ext4" {
+		grown(dev)
+	}
 	return nil
 }
 
@@ -232,7 +235,11 @@ func mountVolume(dev string, readOnly bool) (*os.File, error) {
 	const attr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	volume := func() *mountfd.FS { return mountfd.New("ext4").String("source", dev) }
 	if !readOnly {
-		return volume().Flag(lazyTables).Mount(attr)
+		f, err := volume().Flag(lazyTables).Mount(attr)
+		if err == nil {
+			grown(dev)
+		}
+		return f, err
 	}
 	f, err := volume().Flag("ro").Mount(attr | unix.MOUNT_ATTR_RDONLY)
 	if err != nil {

@@ -282,3 +282,22 @@ func (c *Client) OpenPorts(ctx context.Context) ([]string, error) {
 	}
 	return open, err
 }
+
+// NodeSize is how many bytes a node of the block layer has.
+func (c *Client) NodeSize(ctx context.Context, name string) (int64, error) {
+	var nodes []struct {
+		Name  string `json:"node-name"`
+		Image struct {
+			Size int64 `json:"virtual-size"`
+		} `json:"image"`
+	}
+	if err := c.Execute(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		if n.Name == name {
+			return n.Image.Size, nil
+		}
+	}
+	return 0, fmt.Errorf("there is no node %q", name)
+}
