@@ -78,6 +78,15 @@ func (r *Limiter) Take(stop <-chan struct{}, bytes int) bool {
 	}
 }
 
+// Try charges an operation if it may pass at once, and says whether it could.
+func (r *Limiter) Try(bytes int) bool {
+	if r == nil {
+		return true
+	}
+	wait, _ := r.try(bytes)
+	return wait == 0
+}
+
 // try charges what may pass now; else it returns for how long nothing may,
 // unless limits change.
 func (r *Limiter) try(bytes int) (wait time.Duration, changed <-chan struct{}) {

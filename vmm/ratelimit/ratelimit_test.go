@@ -84,6 +84,19 @@ func TestAWaitIsStopped(t *testing.T) {
 	})
 }
 
+func TestWhoDoesNotWaitIsChargedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Limits{Operations: Rate{1, 1}})
+		if !r.Try(0) || r.Try(0) {
+			t.Error("other than one passes at once")
+		}
+		near(t, "what came behind it", run(r, 1, 0), time.Second)
+		if none := (*Limiter)(nil); !none.Try(1) {
+			t.Error("no limiter is a limit")
+		}
+	})
+}
+
 func TestManyShareOneRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, done := New(Limits{Operations: Rate{100, 1}}), make(chan time.Duration)

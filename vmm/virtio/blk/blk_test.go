@@ -621,3 +621,23 @@ func FuzzChain(f *testing.F) {
 		g.Reset()
 	})
 }
+
+func TestWhatIsDoneIsToldBeforeALimitIsWaitedFor(t *testing.T) {
+	disk, _ := openDisk(t, diskSize, 0)
+	l := ratelimit.New(ratelimit.Limits{Bytes: ratelimit.Rate{PerSecond: 1, Burst: 1024}})
+	g := plug(t, newDevice(t, disk, blk.Options{Limits: l}))
+	q := g.Queues[0]
+	var rs []*virtiotest.Request
+	for range 4 {
+		r := q.Make([][]byte{header(typeIn, 0)}, 512, 1)
+		q.Add(r)
+		rs = append(rs, r)
+	}
+	q.Kick()
+	q.Wait(rs[1]) // while the third waits for minutes
+	if n := q.InFlight(); n != 2 {
+		t.Errorf("%d requests are with the device", n)
+	}
+	l.Set(ratelimit.Limits{})
+	q.Wait(rs[3])
+}

@@ -55,10 +55,13 @@ func (q *queue) drain(stopping <-chan struct{}) error {
 			q.keep(r)
 			return err
 		}
-		if !q.device.options.Limits.Take(stopping, r.size) {
-			ring.PutBack()
-			q.keep(r)
-			return nil
+		if l := q.device.options.Limits; !l.Try(r.size) {
+			q.signal() // of those done before: this may take long
+			if !l.Take(stopping, r.size) {
+				ring.PutBack()
+				q.keep(r)
+				return nil
+			}
 		}
 		if !q.device.try(r) {
 			q.hand(r)

@@ -190,7 +190,13 @@ func (s *sender) drain(stopping <-chan struct{}) error {
 			return err
 		}
 		size := virtio.Length(s.chain.Readable)
-		if !s.port.device.options.Send.Take(stopping, max(0, size-headerSize)) || !s.send(size) {
+		limit, cost := s.port.device.options.Send, max(0, size-headerSize)
+		pass := limit.Try(cost)
+		if !pass {
+			signal() // of those sent before: this may take long
+			pass = limit.Take(stopping, cost)
+		}
+		if !pass || !s.send(size) {
 			q.PutBack()
 			return nil
 		}
