@@ -197,7 +197,10 @@ func (m *Machine) boot(c Config) error {
 	if err != nil {
 		return err
 	}
-	if err := m.memory.Write(tables, boot.ACPIAddr); err != nil {
+	if len(tables) > boot.ACPISize-len(resetCode) {
+		return fmt.Errorf("%d bytes of ACPI tables are too many", len(tables))
+	}
+	if err := errors.Join(m.memory.Write(tables, boot.ACPIAddr), m.memory.Write(resetCode, resetVector)); err != nil {
 		return err
 	}
 	if err := m.newGeneration(); err != nil {
@@ -213,6 +216,21 @@ func (m *Machine) newGeneration() error {
 		return err
 	}
 	return m.memory.Write(id, generationAddr)
+}
+
+// resetVector is where a processor begins that is reset, in real mode. Linux
+// jumps there to reboot a machine whose ACPI is hardware-reduced and which has
+// no EFI (arch/x86/kernel/reboot.c: reboot_init, BOOT_EFI, then BOOT_BIOS).
+const resetVector = 0xffff0
+
+// resetCode asks for a reset by the port of ACPI.
+var resetCode = []byte{
+	0xb0, acpi.ResetValue, // mov al, value
+	0xba, portReset & 0xff, portReset >> 8, // mov dx, port
+	0xee,       // out dx, al
+	0xf4,       // hlt
+	0xeb, 0xfd, // jmp to the hlt
+	0, 0, 0, 0, 0, 0, 0, // up to the end of the first MiB
 }
 
 // addPlatform adds what every machine has.

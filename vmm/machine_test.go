@@ -2,11 +2,13 @@ package vmm
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
 	"time"
 
 	"github.com/cleave-project/cleave/vmm/internal/tiny"
+	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -102,6 +104,26 @@ func TestAGuestFindsItsDeviceAndUsesIt(t *testing.T) {
 	}
 	if b, _ := m.memory.Slice(buffer, 16); bytes.Equal(b, make([]byte, 16)) {
 		t.Error("no entropy")
+	}
+}
+
+func TestAProcessorThatIsResetResetsTheMachine(t *testing.T) {
+	m := newMachine(t, code{}, io.Discard)
+	c := m.cpus[0].cpu
+	s, err := c.Sregs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.CR0 &^= cr0PE
+	for _, g := range []*kvm.Segment{&s.CS, &s.DS, &s.ES, &s.SS} {
+		*g = kvm.Segment{Limit: 0xffff, Type: 3, Present: 1, S: 1}
+	}
+	s.CS.Type, s.CS.Selector, s.CS.Base = 11, 0xf000, 0xf0000
+	if err := errors.Join(c.SetSregs(s), c.SetRegs(kvm.Regs{RIP: resetVector & 0xffff, RFLAGS: 2})); err != nil {
+		t.Fatal(err)
+	}
+	if end := m.mustRun(t); end.Reason != Restart {
+		t.Errorf("ended by %+v", end)
 	}
 }
 
