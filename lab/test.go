@@ -25,6 +25,9 @@ import (
 // insideVariable has the host's name in the environment of what Run runs.
 const insideVariable = "CLEAVE_LAB_HOST"
 
+// kernelVariable names a package with another kernel for the hosts of tests.
+const kernelVariable = "CLEAVE_TEST_KERNEL"
+
 // testProgram is the file that the running test is in a host.
 const testProgram = "test"
 
@@ -66,7 +69,7 @@ func Start(t testing.TB) *Lab {
 	if err := Check(); err != nil {
 		t.Skip(err)
 	}
-	o := appliance.Options{Tell: func(s string) { t.Log(s) }, Kernel: os.Getenv("CLEAVE_TEST_KERNEL")}
+	o := appliance.Options{Tell: func(s string) { t.Log(s) }, Kernel: os.Getenv(kernelVariable)}
 	var err error
 	if o.Bin, err = builtPrograms(); err != nil {
 		t.Skip(err)

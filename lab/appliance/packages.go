@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path"
@@ -182,6 +183,24 @@ func (o *Options) otherKernel(ctx context.Context, s *kernel.Store) (*api.Kernel
 		return nil, fmt.Errorf("apt-get download %s left %d packages", o.Kernel, len(debs))
 	}
 	return s.Add(ctx, api.KernelAdd{Kind: api.KindVM, Image: debs[0]})
+}
+
+// Guest writes an initramfs for a guest of the appliance's kernel, as
+// kernel.Store.Archive does, and returns the kernel.
+func (o *Options) Guest(ctx context.Context, initramfs io.Writer, files map[string][]byte) (image string, err error) {
+	if err := os.MkdirAll(o.Cache, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := lockDir(ctx, o.Cache)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	k, err := o.kernel(ctx)
+	if err != nil {
+		return "", err
+	}
+	return k.boot.Image, k.store.Archive(initramfs, k.boot.Name, files)
 }
 
 // busyboxPath is where busybox is in the root.
