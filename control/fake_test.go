@@ -32,7 +32,7 @@ type fakeEngine struct {
 }
 
 func newFake() *fakeEngine {
-	caps := engine.Capabilities{Available: true, Pause: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}}
+	caps := engine.Capabilities{Available: true, Pause: true, WriteLimits: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}}
 	return &fakeEngine{kind: api.KindContainer, caps: caps, guests: map[string]*engine.Guest{}, specs: map[string]*engine.Spec{}, starts: map[string]int{}, at: map[string][]time.Time{}, cleans: map[string][]time.Time{}, exits: make(chan engine.Exit, 100), polite: map[string]bool{}}
 }
 

@@ -65,6 +65,12 @@ var features = []feature{
 		func(c engine.Capabilities, d *demand) bool { return slices.Contains(c.Archs, archOf(d.Instance)) },
 	},
 	{
+		"spec.resources.diskWrite", func(d *demand) string {
+			return when(d.Spec.Resources.DiskWrite > 0 || d.Spec.Resources.DiskWriteO > 0, "a limit of disk writes")
+		},
+		func(c engine.Capabilities, _ *demand) bool { return c.WriteLimits },
+	},
+	{
 		"spec.resources.cpus", func(d *demand) string {
 			return when(d.Spec.Resources.CPUs > 1, fmt.Sprintf("%d CPUs", cpusOf(d.Instance)))
 		},

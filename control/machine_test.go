@@ -44,7 +44,7 @@ func newVM() *fakeVM {
 	f := newFake()
 	f.kind = api.KindVM
 	f.caps = engine.Capabilities{
-		Available: true, Pause: true, Resize: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true, TPM: true,
+		Available: true, Pause: true, Resize: true, WriteLimits: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true, TPM: true,
 		Archs: []string{runtime.GOARCH}, MinMemory: 48 * api.MiB,
 	}
 	return &fakeVM{fakeEngine: f, disks: map[string]engine.Disk{}, nics: map[string]engine.NIC{}}

@@ -148,15 +148,17 @@ type Capabilities struct {
 	Available bool
 	Pause     bool
 	Resize    bool // Update of a running guest
-	HostPath  bool // mounts of host directories
-	Trees     bool // volumes that are file trees
-	Disks     bool // volumes that are disks
-	Firmware  bool // systems of their own: disks, installers, BIOS and UEFI
-	Display   bool // the engine is a Display
-	Plug      bool // the engine is a Plugger
-	Save      bool // the engine is a Saver
-	TPM       bool
-	Archs     []string // of guests, as Go names them; the host's first
+	// WriteLimits tells that limits of disk writes hold; others always do.
+	WriteLimits bool
+	HostPath    bool // mounts of host directories
+	Trees       bool // volumes that are file trees
+	Disks       bool // volumes that are disks
+	Firmware    bool // systems of their own: disks, installers, BIOS and UEFI
+	Display     bool // the engine is a Display
+	Plug        bool // the engine is a Plugger
+	Save        bool // the engine is a Saver
+	TPM         bool
+	Archs       []string // of guests, as Go names them; the host's first
 	// MinMemory is less than which no guest comes up with; 0 if there is no
 	// such bound.
 	MinMemory api.Bytes

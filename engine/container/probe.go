@@ -70,7 +70,7 @@ func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding)
 	e.probeProcess(r)
 	e.probeCgroups(r)
 	return engine.Capabilities{
-		Available: r.reason == nil, Pause: true, Resize: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}, Reason: r.reason,
+		Available: r.reason == nil, Pause: true, Resize: true, WriteLimits: true, HostPath: true, Trees: true, Archs: []string{runtime.GOARCH}, Reason: r.reason,
 	}, r.findings
 }
 

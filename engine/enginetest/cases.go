@@ -349,7 +349,14 @@ func (s *suite) update(t *testing.T) {
 	}
 	r := api.Resources{
 		CPUs: 0.5, CPUWeight: 200, CPUSet: "0", Memory: less, MemorySoft: less / 2, PIDs: 100,
-		DiskRead: 10 * api.MiB, DiskWrite: 10 * api.MiB, DiskReadIO: 1000, DiskWriteO: 1000,
+		DiskRead: 10 * api.MiB, DiskReadIO: 1000,
+	}
+	writes := r
+	writes.DiskWrite, writes.DiskWriteO = 10*api.MiB, 1000
+	if s.caps.WriteLimits {
+		r = writes
+	} else {
+		wants(t, s.Engine.Update(t.Context(), spec.ID, writes, spec.Root.Dir), api.CodeUnsupported, "writes")
 	}
 	if err := s.Engine.Update(t.Context(), spec.ID, r, spec.Root.Dir); err != nil {
 		t.Fatal(err)

@@ -125,6 +125,9 @@ func (e *Engine) Update(ctx context.Context, id string, r api.Resources, root st
 		return api.Errorf(api.CodeConflict, "guest %s was started with %s of memory, and can't have %s while it runs", id, most, r.Memory).
 			WithField("spec.resources.memory").WithHint("restart it to give it more")
 	}
+	if err := e.canPace(rec, r); err != nil {
+		return err
+	}
 	if err := e.monitor.Update(ctx, g, r); err != nil {
 		return err
 	}

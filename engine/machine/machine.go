@@ -117,7 +117,31 @@ func (e *Engine) Kind() api.Kind { return e.monitor.Kind() }
 
 // Probe implements engine.Engine.
 func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
-	return e.monitor.Probe(ctx)
+	caps, findings := e.monitor.Probe(ctx)
+	if caps.Available && !caps.WriteLimits {
+		f := api.Finding{Area: string(e.Kind()), Name: "limits of disk writes", State: "ok"}
+		if caps.WriteLimits = e.pacesWrites(); !caps.WriteLimits {
+			f.State, f.Detail, f.Remedy = "missing", "cgroup version 1 doesn't know who writes what comes from the page cache", pacesRemedy
+		}
+		findings = append(findings, f)
+	}
+	return caps, findings
+}
+
+const pacesRemedy = "boot with cgroup version 2 (systemd.unified_cgroup_hierarchy=1)"
+
+// pacesWrites tells whether the cgroup limits what a monitor writes. That is in
+// the host's page cache first, and with version 1 it is the kernel that writes
+// it to the disk, not the guest (cgroup-v2.rst, "Writeback").
+func (e *Engine) pacesWrites() bool { return e.cgroups.Where("io") == "v2" }
+
+// canPace refuses limits that would not hold.
+func (e *Engine) canPace(rec guests.Record, r api.Resources) error {
+	if r.DiskWrite == 0 && r.DiskWriteO == 0 || rec.Machine.Paced || e.pacesWrites() {
+		return nil
+	}
+	return api.Errorf(api.CodeUnsupported, "guest %s: this host can't limit the disk writes of kind %s: it has cgroup version 1", rec.ID, e.Kind()).
+		WithField("spec.resources.diskWrite").WithHint("use kind vm or container, or %s", pacesRemedy)
 }
 
 // LogDir implements engine.Engine.

@@ -34,7 +34,7 @@ type Monitor interface {
 	// PowerButton asks a system of its own to shut down; only asked where no
 	// agent answers.
 	PowerButton(ctx context.Context, g *Guest) error
-	// Update changes what the monitor itself can (balloon, vCPUs); limits
+	// Update changes what the monitor itself can (balloon, vCPUs, Paced); limits
 	// of the cgroup are the caller's.
 	Update(ctx context.Context, g *Guest, r api.Resources) error
 	// Ended says how the guest ended as far as the monitor knows more than
@@ -121,6 +121,10 @@ type Command struct {
 	// Overhead is what the monitor takes beside the guest's RAM, for the
 	// cgroup's limit.
 	Overhead api.Bytes
+
+	// Paced tells that the monitor holds the limits of disk I/O itself; else
+	// the cgroup does, where it can.
+	Paced bool
 
 	// Beside is another program behind the same wall, in an id of its own of
 	// the guest's range: it is started before this one and ends with it. It

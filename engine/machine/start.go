@@ -128,8 +128,11 @@ func (l *launch) clone(ctx context.Context) error {
 		Machine: &guests.Machine{
 			Firmware: l.firmware(), Terminal: l.spec.Proc.TTY, Stdin: l.spec.Proc.Stdin, Maintenance: l.spec.Maintenance,
 			Memory: int64(l.spec.Machine.Memory), Overhead: int64(cmd.Overhead),
-			Limit: int64(l.spec.Resources.Memory), UIDBase: l.spec.UIDBase,
+			Limit: int64(l.spec.Resources.Memory), UIDBase: l.spec.UIDBase, Paced: cmd.Paced,
 		},
+	}
+	if err := l.e.canPace(l.record, l.spec.Resources); err != nil {
+		return err
 	}
 	l.group, err = l.e.cgroups.Create(l.spec.ID, cgroup.Options{CPUSet: l.spec.Resources.CPUSet != ""})
 	if err != nil {
@@ -341,6 +344,9 @@ func limits(r api.Resources, rec guests.Record, root string) cgroup.Limits {
 		r.MemorySoft += overhead
 	}
 	r.PIDs = pids(r.PIDs, rec.System) + monitorThreads
+	if rec.Machine.Paced {
+		r.DiskRead, r.DiskWrite, r.DiskReadIO, r.DiskWriteO = 0, 0, 0, 0
+	}
 	return cgroup.Limits{Resources: r, Together: true, Devices: cgroup.BlockDevices(root)}
 }
 

@@ -76,6 +76,7 @@ func newCommand(p *machine.Plan, h host, s given) *machine.Command {
 		c.add("-D", fmt.Sprintf("/proc/self/fd/%d", c.Give(s.end)), "-trace", "qemu_system_shutdown_request")
 	}
 	c.machine(p, h)
+	c.pace(p.Spec.Resources)
 	c.listen("monitor", s.monitor)
 	c.add("-mon", "chardev=monitor,mode=control")
 	c.device("virtio-serial-pci", "id", "serial", "max_ports", "8")
@@ -161,22 +162,22 @@ func (c *commandLine) direct(p *machine.Plan, h host, s given) {
 		c.add("-no-reboot")
 	}
 	c.ports(4, "1f")
-	disk := func(name string, f *os.File, readOnly bool) {
+	disk := func(add func(string, *os.File, bool), name string, f *os.File, readOnly bool) {
 		if f == nil {
 			return
 		}
-		c.blockdev(name, f, readOnly)
+		add(name, f, readOnly)
 		c.disk(name)
 	}
-	disk(machine.RoleImage, p.Image, true)
-	disk(machine.RoleRoot, p.Root, false)
-	disk(machine.RoleControl, p.Control, false)
-	disk(machine.RoleModules, p.Modules, true)
+	disk(c.blockdev, machine.RoleImage, p.Image, true)
+	disk(c.paced, machine.RoleRoot, p.Root, false)
+	disk(c.blockdev, machine.RoleControl, p.Control, false)
+	disk(c.blockdev, machine.RoleModules, p.Modules, true)
 	for i, f := range p.Volumes {
-		disk(machine.DiskName(machine.RoleVolume, i), f, p.Mounts[i].ReadOnly)
+		disk(c.paced, machine.DiskName(machine.RoleVolume, i), f, p.Mounts[i].ReadOnly)
 	}
 	for i, f := range p.Disks {
-		disk(p.Spec.Machine.Disks[i].ID, f, p.Spec.Machine.Disks[i].ReadOnly)
+		disk(c.paced, p.Spec.Machine.Disks[i].ID, f, p.Spec.Machine.Disks[i].ReadOnly)
 	}
 }
 

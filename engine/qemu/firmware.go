@@ -82,12 +82,12 @@ func (c *commandLine) ownSystem(p *machine.Plan, f *firmware) {
 	c.device("usb-tablet", "bus", "usb.0")
 	c.device("pvpanic")
 	c.ports(8, "10")
-	c.blockdev(machine.RoleRoot, p.Root, false)
+	c.paced(machine.RoleRoot, p.Root, false)
 	c.disk(machine.RoleRoot, f.boot("disk")...)
 	drives := 0
 	for i, d := range p.Spec.Machine.Disks {
 		if !d.CDROM {
-			c.blockdev(d.ID, p.Disks[i], d.ReadOnly)
+			c.paced(d.ID, p.Disks[i], d.ReadOnly)
 			c.disk(d.ID)
 			continue
 		}
@@ -108,7 +108,7 @@ func (c *commandLine) ownSystem(p *machine.Plan, f *firmware) {
 	}
 	for i, v := range p.Volumes {
 		name := machine.DiskName(machine.RoleVolume, i)
-		c.blockdev(name, v, p.Mounts[i].ReadOnly)
+		c.paced(name, v, p.Mounts[i].ReadOnly)
 		c.disk(name)
 	}
 	if f.tpm != nil {

@@ -61,12 +61,14 @@ func (c *commandLine) output(id, path string) {
 // node is a disk's content as blockdev-add takes it (qapi/block-core.json).
 type node struct {
 	Driver       string `json:"driver"`
-	Name         string `json:"node-name"`
-	Filename     string `json:"filename"`
+	Name         string `json:"node-name,omitempty"`
+	Filename     string `json:"filename,omitempty"`
 	ReadOnly     bool   `json:"read-only"`
 	AutoReadOnly bool   `json:"auto-read-only"`
 	Discard      string `json:"discard"`
-	AIO          string `json:"aio"`
+	AIO          string `json:"aio,omitempty"`
+	Group        string `json:"throttle-group,omitempty"`
+	File         *node  `json:"file,omitempty"` // of what passes requests on
 }
 
 // newNode describes a file or block device. What the guest flushed is on the
@@ -88,7 +90,16 @@ func (c *commandLine) blockdev(name string, f *os.File, readOnly bool) {
 }
 
 func (c *commandLine) labelled(label, name string, f *os.File, readOnly bool) {
-	b, err := json.Marshal(newNode(name, c.path(c.File(f), label), f, readOnly))
+	c.node(newNode(name, c.path(c.File(f), label), f, readOnly))
+}
+
+// paced adds a node for a disk that the guest's limits hold for.
+func (c *commandLine) paced(name string, f *os.File, readOnly bool) {
+	c.node(newDisk(name, c.path(c.File(f), ""), f, readOnly))
+}
+
+func (c *commandLine) node(n node) {
+	b, err := json.Marshal(n)
 	if err != nil {
 		panic(err) // it has only strings
 	}

@@ -67,7 +67,7 @@ func attachDisk(ctx context.Context, c *qmp.Client, id string, d engine.Disk, f 
 		return err
 	}
 	defer undo(&err, func(ctx context.Context) error { return c.RemoveFiles(ctx, label, "") })
-	if err := c.Execute(ctx, "blockdev-add", newNode(d.ID, file, f, d.ReadOnly), nil); err != nil {
+	if err := c.Execute(ctx, "blockdev-add", newDisk(d.ID, file, f, d.ReadOnly), nil); err != nil {
 		return err
 	}
 	defer undo(&err, func(ctx context.Context) error {

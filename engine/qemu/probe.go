@@ -23,7 +23,7 @@ const minMemory = 96 * api.MiB
 // Probe implements machine.Monitor.
 func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
 	caps := engine.Capabilities{
-		Pause: true, Resize: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true,
+		Pause: true, Resize: true, WriteLimits: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true,
 		MinMemory: minMemory, MaxCPUs: maxCPUs,
 	}
 	var findings []api.Finding

@@ -30,6 +30,10 @@ func (m *monitor) Update(ctx context.Context, g *machine.Guest, r api.Resources)
 	if err != nil {
 		return machine.Unanswered(g.ID, err)
 	}
+	if err := setPace(ctx, c, r); err != nil {
+		undo()
+		return machine.Unanswered(g.ID, fmt.Errorf("limit its disks: %w", err))
+	}
 	for _, cpu := range more {
 		if err := plugCPU(ctx, c, cpu); err != nil {
 			undo()

@@ -35,6 +35,7 @@ type Machine struct {
 	Memory      int64 `json:"memory"`          // the machine's RAM at start
 	Overhead    int64 `json:"overhead"`        // of the monitor
 	Limit       int64 `json:"limit,omitempty"` // of memory, as asked for
+	Paced       bool  `json:"paced,omitempty"` // the monitor limits disk I/O
 	// UIDBase is the host's id of the monitor's wall; 0 in records of old.
 	UIDBase uint32 `json:"uidBase,omitempty"`
 }
