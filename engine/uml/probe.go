@@ -46,6 +46,11 @@ func (*monitor) Probe(context.Context) (engine.Capabilities, []api.Finding) {
 	probeYama(r, "/proc/sys/kernel/yama/ptrace_scope")
 	probeTun(r)
 	probeMappings(r, "/proc/sys/vm/max_map_count")
+	// Requests without data are none to its thread for disks, which flushes are
+	// (ubd_submit_request and io_thread in arch/um/drivers/ubd_kern.c, since
+	// Linux 5.11): it calls fsync(2) never.
+	r.add("flushes", limited, "what a guest flushes stays in the host's page cache: a power failure of the host can lose it",
+		"choose another kind for what must survive that")
 	return engine.Capabilities{
 		Available: r.reason == nil, Pause: true, Resize: true, Disks: true,
 		Archs: []string{runtime.GOARCH}, MinMemory: minMemory, MaxCPUs: 1, Reason: r.reason,
