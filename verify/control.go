@@ -129,7 +129,10 @@ func (v *verification) disk(ctx context.Context) (Attempt, error) {
 }
 
 func (v *verification) diskRate(ctx context.Context) (Attempt, error) {
-	if err := v.guest.set(ctx, map[string]any{"diskWrite": limitDisk}); err != nil {
+	err := v.guest.set(ctx, map[string]any{"diskWrite": limitDisk})
+	if api.IsCode(err, api.CodeUnsupported) {
+		return Attempt{Unit: "MiB/s", Limit: float64(limitDisk / api.MiB), Refused: fmt.Sprintf("kind %s has no such limit on this host: `cleave doctor` says why", v.result.Kind)}, nil
+	} else if err != nil {
 		return Attempt{}, err
 	}
 	var t probe.Taken
