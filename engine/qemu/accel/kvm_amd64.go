@@ -29,11 +29,14 @@ var program = []byte{
 	0xf4, //             hlt
 }
 
-// Turns of the loop: in a small fraction of a second an interpreter has done
-// the fewer, and a processor so many that getting in and out counts little.
+// Turns of the loop: ten times as many each time, from few, until they take
+// so long that getting in and out counts little, or are many. An interpreter
+// takes that long for 200,000 instructions; a processor that is emulated with
+// all of its virtualization takes milliseconds to get in and out.
 const (
 	fewTurns  = 10_000
-	manyTurns = 2_000_000
+	manyTurns = 10_000_000
+	longRun   = 100 * time.Millisecond
 )
 
 // KVM measures how fast /dev/kvm executes. The device may be there and yet
@@ -56,11 +59,12 @@ func KVM() (Speed, error) {
 	if _, err := g.count(1); err != nil {
 		return 0, fmt.Errorf("run a guest by /dev/kvm: %w", err)
 	}
-	speed, err := g.count(fewTurns)
-	if err != nil || speed < Enough/10 {
-		return speed, err
+	for turns := uint64(fewTurns); ; turns *= 10 {
+		speed, err := g.count(turns)
+		if err != nil || turns == manyTurns || float64(2*turns)/float64(speed) >= longRun.Seconds() {
+			return speed, err
+		}
 	}
-	return g.count(manyTurns)
 }
 
 // guest is a machine with one CPU, as far as it came.

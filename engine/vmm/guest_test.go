@@ -1,0 +1,169 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine"
+)
+
+// run runs a command in a guest.
+func run(t testing.TB, e *Engine, id, script string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	conn, err := e.Agent(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := agent.Dial(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	x, err := c.Exec(ctx, agent.ExecRequest{Command: []string{"/bin/sh", "-c", script + " 2>&1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	out, err := io.ReadAll(x.Stdout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func TestKernelPanicIsTold(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "echo working; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000")
+	start(t, e, spec)
+	if s := waitExit(t, e, spec.ID); s.Reason != "panic" || s.Code == 0 {
+		t.Errorf("exit %+v\n%s", s, guestLog(e, spec.ID))
+	}
+	if log := guestLog(e, spec.ID); !strings.Contains(log, "working") || !strings.Contains(log, "Kernel panic") {
+		t.Errorf("log %s", log)
+	}
+}
+
+func TestDevicesComeAndGo(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "exec sleep 1000")
+	start(t, e, spec)
+	d := engine.Disk{ID: "data", Path: filepath.Join(t.TempDir(), engine.VolumeDisk), Size: 32 * api.MiB, Target: "/data"}
+	for range 2 {
+		if err := e.AttachDisk(t.Context(), spec.ID, d); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.AttachDisk(t.Context(), spec.ID, d); !api.IsCode(err, api.CodeExists) {
+			t.Errorf("the same once more: %v", err)
+		}
+		if out := run(t, e, spec.ID, "echo x >> /data/f; cat /proc/mounts | grep -c ' /data '"); out != "1" {
+			t.Errorf("%q", out)
+		}
+		if err := e.DetachDisk(t.Context(), spec.ID, "data"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.DetachDisk(t.Context(), spec.ID, "root"); !api.IsCode(err, api.CodeUnsupported) {
+		t.Errorf("take the root away: %v", err)
+	}
+	if err := e.DetachDisk(t.Context(), spec.ID, "none"); !api.IsCode(err, api.CodeNotFound) {
+		t.Errorf("take away what isn't there: %v", err)
+	}
+}
+
+func TestGuestGoesOnFromSavedMemory(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "echo kept > /tmp/f; exec sleep 1000")
+	start(t, e, spec)
+	run(t, e, spec.ID, "echo in memory > /dev/shm/f")
+	before := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id")
+	path := filepath.Join(t.TempDir(), "memory")
+	if err := e.Save(t.Context(), spec.ID, path); err != nil {
+		t.Fatal(err)
+	}
+	if s := waitExit(t, e, spec.ID); s.Reason != "poweroff" || s.Code != 0 {
+		t.Errorf("exit %+v", s)
+	}
+	if err := e.Clean(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	again := *spec
+	machine := *spec.Machine
+	machine.Restore = path
+	again.Machine = &machine
+	if err := e.Fits(t.Context(), &again); err != nil {
+		t.Error(err)
+	}
+	begin := time.Now()
+	if _, err := e.Start(t.Context(), &again); err != nil {
+		t.Fatalf("%v\n%s", err, guestLog(e, spec.ID))
+	}
+	t.Logf("went on in %v", time.Since(begin).Round(time.Millisecond))
+	if out := run(t, e, spec.ID, "cat /dev/shm/f"); out != "in memory" {
+		t.Errorf("%q", out)
+	}
+	if after := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id"); after != before {
+		t.Error("it booted")
+	}
+}
+
+func TestMonitorIsShutIn(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "exec sleep 1000")
+	g := start(t, e, spec)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("no %q in\n%s", want, status)
+		}
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", g.PID))
+	if err != nil || len(threads) < 3 {
+		t.Fatalf("%v, %v", threads, err)
+	}
+	for _, path := range threads {
+		s, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(s), "Seccomp:\t2") {
+			t.Errorf("%s: no filter", path)
+		}
+	}
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", g.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, "/lab/bin") {
+			t.Errorf("the monitor has %s", to)
+		}
+	}
+}
+
+func TestSystemReboots(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "")
+	spec.System = true
+	spec.Proc.Args = []string{"/bin/sh", "-c", "echo $((1+$(cat /root/boots 2>/dev/null || echo 0))) > /root/boots; trap : TERM; while :; do sleep 1; done"}
+	start(t, e, spec)
+	if out := run(t, e, spec.ID, "sync; cat /root/boots"); out != "1" {
+		t.Errorf("boots %q", out)
+	}
+	v, err := e.Inspect(t.Context(), spec.ID)
+	if err != nil || v.Accel != "kvm" || v.Agent != "cleave" || v.Reboots != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}

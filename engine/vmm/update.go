@@ -1,0 +1,34 @@
+package vmm
+
+import (
+	"context"
+	"math"
+
+	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/machine"
+	"github.com/cleave-project/cleave/vmm/control"
+)
+
+// Update implements machine.Monitor: memory by the balloon, which the machine
+// was started with more than. Fewer CPUs are a matter of the cgroup.
+func (*monitor) Update(ctx context.Context, g *machine.Guest, r api.Resources) error {
+	return do(ctx, g, func(ctx context.Context, c *control.Client) error {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if want := int(math.Ceil(r.CPUs)); want > s.CPUs {
+			return api.Errorf(api.CodeUnsupported, "guest %s: its machine has %d virtual CPUs, and room for no more while it runs", g.ID, s.CPUs).
+				WithField("spec.resources.cpus").WithHint("a restart gives it more")
+		}
+		want := uint64(r.Memory)
+		if want == 0 {
+			want = s.Memory
+		}
+		if want < uint64(minMemory) {
+			return api.Errorf(api.CodeInvalid, "guest %s: no system runs in %s of memory", g.ID, r.Memory).
+				WithField("spec.resources.memory").WithHint("give it %s or more", minMemory)
+		}
+		return c.SetMemory(ctx, control.SetMemory{Bytes: want})
+	})
+}
