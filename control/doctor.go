@@ -32,7 +32,10 @@ func (c *Controller) Doctor(ctx context.Context) []api.Finding {
 			}
 		}
 		findings = append(findings, api.Finding{Area: string(kind), Name: "engine", State: state, Detail: detail, Remedy: remedy})
-		findings = append(findings, f...)
+		for _, found := range f {
+			found.Area = string(kind) // whatever its engine is called
+			findings = append(findings, found)
+		}
 		if kind != api.KindContainer && caps.Available {
 			for _, arch := range caps.Archs {
 				findings = append(findings, c.kernelFinding(kind, arch))

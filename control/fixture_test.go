@@ -227,7 +227,10 @@ func (w *world) start() {
 	w.t.Helper()
 	c, err := New(w.t.Context(), Options{
 		Data: w.dir, Run: w.dir, UIDBase: 1 << 30, Store: w.st, Images: w.img, Network: w.net,
-		Drivers:     map[string]StorageDriver{"btrfs": {Open: func(context.Context, storage.Config) (storage.Driver, error) { return w.pool, nil }}},
+		Drivers: map[string]StorageDriver{"btrfs": {
+			Open:  func(context.Context, storage.Config) (storage.Driver, error) { return w.pool, nil },
+			Probe: func(context.Context, string) []api.Finding { return nil },
+		}},
 		ForgetImage: func(string) {}, Engines: append([]engine.Engine{w.eng}, w.more...), Kernels: bootKernels{}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

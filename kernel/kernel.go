@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -189,8 +190,11 @@ func (s *Store) get(kind api.Kind, arch, name string) (*record, error) {
 		if r := s.kernels[s.defaults[class(kind, arch)]]; r != nil {
 			return r, nil
 		}
-		return nil, api.Errorf(api.CodeNotFound, "there is no kernel for kind %s on %s", kind, arch).
-			WithHint("get one with `cleave kernel fetch debian --kind %s --arch %s`", kind, arch)
+		fetch := "cleave kernel fetch debian --kind " + string(kind)
+		if arch != runtime.GOARCH {
+			fetch += " --arch " + arch
+		}
+		return nil, api.Errorf(api.CodeNotFound, "there is no kernel for kind %s on %s", kind, arch).WithHint("get one with `%s`", fetch)
 	}
 	r := s.kernels[name]
 	switch {

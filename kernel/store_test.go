@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -208,8 +209,14 @@ func TestDefaultsFollowWhatIsThere(t *testing.T) {
 
 func TestKernelIsFoundForItsKindOnly(t *testing.T) {
 	s := newStore(t)
-	if _, err := s.Get(api.KindPVM, "amd64", ""); !api.IsCode(err, api.CodeNotFound) || !strings.Contains(err.Error(), "cleave kernel fetch debian --kind pvm --arch amd64") {
-		t.Errorf("without any: %v", err)
+	for _, arch := range []string{"amd64", "arm64"} {
+		command := "`cleave kernel fetch debian --kind pvm`"
+		if arch != runtime.GOARCH {
+			command = "`cleave kernel fetch debian --kind pvm --arch " + arch + "`"
+		}
+		if _, err := s.Get(api.KindPVM, arch, ""); !api.IsCode(err, api.CodeNotFound) || !strings.Contains(err.Error(), command) {
+			t.Errorf("without any: %v", err)
+		}
 	}
 	add(t, s, bzImageOf("6.1.0"), api.KernelAdd{})
 	if k, err := s.Get(api.KindVM, "amd64", ""); err != nil || k.Name != "6.1.0" {

@@ -181,7 +181,8 @@ func specOf(v any) any {
 	return nil
 }
 
-// fixed are the fields of an instance that can't be changed later.
+// fixed are the fields of an instance that can't be changed later, the kind
+// while it isn't stopped.
 var fixed = []string{"image", "kind", "root.pool", "nics"}
 
 func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
@@ -216,8 +217,9 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 		return step, nil
 	}
 	step.Action, step.Patch, step.Revision = Update, patch, live.Revision
+	stopped := live.Status.Phase == api.PhaseStopped || live.Status.Phase == api.PhaseFailed
 	for _, f := range fixed {
-		if touches(patch, f) {
+		if touches(patch, f) && (f != "kind" || !stopped) {
 			step.Action, step.Fixed = Replace, append(step.Fixed, f)
 		}
 	}

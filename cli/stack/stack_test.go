@@ -208,6 +208,8 @@ func TestCompareFindsWhatIsToBeDone(t *testing.T) {
 		{"stopped by hand", func(l *Live) { l.Instances[0].Spec.Power = api.PowerStopped }, Power, "", api.PowerRunning, nil},
 		{"running against the file", func(l *Live) { l.Instances[2].Spec.Power = api.PowerRunning }, Power, "", api.PowerStopped, nil},
 		{"another image", func(l *Live) { l.Instances[0].Spec.Image = "shop/web:6" }, Replace, "", "", []string{"image"}},
+		{"another wall", func(l *Live) { l.Instances[0].Spec.Kind, l.Instances[0].Status.Phase = api.KindVM, api.PhaseRunning }, Replace, "", "", []string{"kind"}},
+		{"another wall of a stopped one", func(l *Live) { l.Instances[0].Spec.Kind, l.Instances[0].Status.Phase = api.KindVM, api.PhaseStopped }, Update, `{"spec":{"kind":null}}`, "", nil},
 		{"another network", func(l *Live) { l.Instances[2].Spec.NICs = nil }, Replace, "", "", []string{"nics"}},
 		{"a missing instance", func(l *Live) { l.Instances = l.Instances[1:] }, Create, "", "", nil},
 		{"a smaller volume", func(l *Live) { l.Volumes[0].Spec.Size = 1 }, Update, `{"spec":{"size":10737418240}}`, "", nil},
