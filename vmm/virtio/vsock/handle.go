@@ -2,6 +2,7 @@ package vsock
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -82,6 +83,10 @@ func (d *Device) data(c *conn, h header, data [][]byte) {
 
 // request connects the guest to the host.
 func (d *Device) request(h header, k key) {
+	if d.options.Dial == nil {
+		d.refuse(h)
+		return
+	}
 	c := d.newConn(k, nil)
 	if c == nil {
 		d.refuse(h)
@@ -110,8 +115,12 @@ func (d *Device) request(h header, k key) {
 func (d *Device) accept() {
 	for {
 		sock, err := d.options.Listener.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil {
+			time.Sleep(pause) // no descriptors are left: nothing tells when there are
+			continue
 		}
 		d.group.Go(func() {
 			if d.ask(sock) != nil {
@@ -126,6 +135,8 @@ const (
 	// wants to.
 	patience = 10 * time.Second
 	maxLine  = 32
+	// pause is how long no connections are taken after one couldn't be.
+	pause = 100 * time.Millisecond
 )
 
 // ask connects a program of the host to the guest.

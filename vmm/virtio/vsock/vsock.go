@@ -44,7 +44,7 @@ const (
 type Options struct {
 	// CID is the guest's: 3 or more.
 	CID uint32
-	// Dial connects to what the host has at a port.
+	// Dial connects to what the host has at a port; nil if it has nothing.
 	Dial func(port uint32) (net.Conn, error)
 	// Listener is where the host's programs come from; nil for none. The
 	// device closes it.

@@ -450,6 +450,19 @@ func TestARestoreEndsConnections(t *testing.T) {
 	}
 }
 
+func TestAHostWithoutPortsRefuses(t *testing.T) {
+	d, err := vsock.New(vsock.Options{CID: cid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &guest{Guest: virtiotest.Plug(t, d), t: t}
+	g.Start(g.Offered())
+	g.ring = []*virtiotest.Request{g.Queues[0].Make(nil, 100)}
+	g.Queues[0].Add(g.ring[0])
+	g.send(packet{op: opRequest, src: 1, dst: 1})
+	g.expect(opReset)
+}
+
 func TestWhatCanNotBeIsRefused(t *testing.T) {
 	for _, c := range []uint32{0, 1, 2, 0xffffffff} {
 		if _, err := vsock.New(vsock.Options{CID: c}); err == nil {
