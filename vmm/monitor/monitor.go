@@ -18,6 +18,8 @@ import (
 	"github.com/cleave-project/cleave/vmm/boot"
 	"github.com/cleave-project/cleave/vmm/control"
 	"github.com/cleave-project/cleave/vmm/kvm"
+	"github.com/cleave-project/cleave/vmm/virtio/balloon"
+	"github.com/cleave-project/cleave/vmm/virtio/balloon"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -66,6 +68,9 @@ type Net struct {
 type Monitor struct {
 	sys    *kvm.System
 	config Config
+	// balloon is in every machine: by it a guest gives back what it doesn't
+	// use.
+	balloon *balloon.Device
 
 	// life is held for writing while a machine is replaced by the next.
 	life    sync.RWMutex
@@ -75,6 +80,7 @@ type Monitor struct {
 	mu      sync.Mutex // never held while the machine is asked for something
 	devices []*device  // in the order in which they came
 	lines   *lines     // nil without ports
+	balloon *balloon.Device
 }
 
 // errEnded is the answer while there is no machine.
@@ -83,7 +89,13 @@ var errEnded = errors.New("the guest has ended")
 // New opens what a guest is made of. Run follows, once.
 func New(sys *kvm.System, c Config) (*Monitor, error) {
 	m := &Monitor{sys: sys, config: c}
-	m.devices = append(m.devices, &device{Device: vmm.Device{Name: "rng", Device: rng.New()}, close: func() {}})
+	m.balloon = balloon.New(balloon.Options{DeflateOnOOM: true})
+	m.devices = append(m.devices,
+		&device{Device: vmm.Device{Name: "rng", Device: rng.New()}, close: func() {}},
+		&device{
+			Device: vmm.Device{Name: "balloon", Device: m.balloon}, close: func() {},
+			metrics: func() any { return m.balloon.Metrics() },
+		})
 	if len(c.Ports) > 0 {
 		var err error
 		if m.lines, err = newLines(c.Ports); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -121,7 +122,7 @@ func TestAGuestThatResetsStartsAnew(t *testing.T) {
 		r.wait(t, 1)
 	}
 	s, err := r.Status(t.Context())
-	if err != nil || s.Resets < 2 || len(s.Devices) != 2 {
+	if err != nil || s.Resets < 2 || len(s.Devices) != 3 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	go func() {
@@ -140,5 +141,68 @@ func TestAGuestThatResetsStartsAnew(t *testing.T) {
 			return
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+func TestRequestsReachTheMachine(t *testing.T) {
+	var c tiny.Code
+	c.Out8(serial, 1)
+	for _, s := range []uint32{1 << 4, 1 << 5} { // two devices come, behind rng, balloon and disk
+		here := len(c)
+		c.In32(slots, scratch)
+		c.Until(scratch, s, here)
+		c.Out8(serial, 2)
+	}
+	here := len(c)
+	c.In32(slots+4, scratch)
+	c.Until(scratch, 1<<4, here)
+	c.Out32(slots+8, 1<<4)
+	c.Out8(serial, 3)
+	here = len(c)
+	c.Jump(here)
+	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{control.Disk{Name: "d"}, backing(t, 1<<20)}}})
+	ctx := t.Context()
+	r.wait(t, 1)
+	for _, name := range []string{"e", "f"} {
+		if err := r.AddDisk(ctx, control.Disk{Name: name}, backing(t, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		r.wait(t, 2)
+	}
+	if r.AddDisk(ctx, control.Disk{Name: "f"}, backing(t, 1<<20)) == nil {
+		t.Error("two disks of one name")
+	}
+	if r.AddNet(ctx, control.Net{Name: "n"}, []*os.File{backing(t, 0)}) == nil {
+		t.Error("a file is taken for a tap")
+	}
+	if err := r.Remove(ctx, control.Remove{Name: "e"}); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, 3)
+	if err := r.Remove(ctx, control.Remove{Name: "f", Timeout: 1}); err == nil {
+		t.Error("a device has left that the guest didn't let go of")
+	}
+	for _, err := range []error{
+		r.SetLimits(ctx, control.SetLimits{Name: "d", Limits: control.Limits{BytesPerSecond: 5}}),
+		r.SetMemory(ctx, control.SetMemory{Bytes: 8 << 20}), r.Pause(ctx), r.Save(ctx, control.Save{}, backing(t, 0), backing(t, 0)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.SetLimits(ctx, control.SetLimits{Name: "rng"}) == nil || r.SetMemory(ctx, control.SetMemory{Bytes: 1 << 40}) == nil {
+		t.Error("what can't be set is set")
+	}
+	s, err := r.Status(ctx)
+	if err != nil || s.State != "paused" || !slices.Equal(s.Devices, []string{"rng", "balloon", "d", "f"}) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	m, err := r.Metrics(ctx)
+	if err != nil || m.Devices["d"] == nil || m.Devices["e"] != nil {
+		t.Errorf("%s, %v", m.Devices, err)
+	}
+	_ = r.Stop(ctx)
+	if end := <-r.ended; end.Reason != vmm.Stopped {
+		t.Errorf("ended by %+v", end)
 	}
 }

@@ -106,9 +106,15 @@ func (m *Monitor) SetLimits(_ context.Context, l control.SetLimits) error {
 	return nil
 }
 
-// SetMemory implements control.Machine.
-func (m *Monitor) SetMemory(context.Context, control.SetMemory) error {
-	return errors.New("the machine has no balloon")
+// SetMemory implements control.Machine: the balloon takes the rest.
+func (m *Monitor) SetMemory(_ context.Context, s control.SetMemory) error {
+	return m.with(func(machine *vmm.Machine) error {
+		all := machine.Memory()
+		if s.Bytes == 0 || s.Bytes > all {
+			return fmt.Errorf("leave the guest %d bytes of memory: it has %d", s.Bytes, all)
+		}
+		return m.balloon.SetTarget(all - s.Bytes)
+	})
 }
 
 // Save implements control.Machine.
