@@ -19,7 +19,6 @@ import (
 	"github.com/cleave-project/cleave/vmm/control"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/virtio/balloon"
-	"github.com/cleave-project/cleave/vmm/virtio/balloon"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -80,7 +79,6 @@ type Monitor struct {
 	mu      sync.Mutex // never held while the machine is asked for something
 	devices []*device  // in the order in which they came
 	lines   *lines     // nil without ports
-	balloon *balloon.Device
 }
 
 // errEnded is the answer while there is no machine.
