@@ -209,13 +209,12 @@ func (v *VM) SetRoutes(routes []Route) error {
 		gsi, kind, flags, pad uint32
 		u                     [8]uint32
 	}
-	type message struct {
-		n, flags uint32
-		entries  [maxRoutes]entry
-	}
-	m := &message{n: uint32(len(routes))}
+	// The header is 8 bytes before the first entry: the end of another.
+	m := make([]entry, 1+len(routes))
+	header := &m[0].u[6]
+	*header = uint32(len(routes))
 	for i, r := range routes {
-		e := &m.entries[i]
+		e := &m[1+i]
 		e.gsi, e.kind = r.GSI, 1 // KVM_IRQ_ROUTING_IRQCHIP
 		e.u[0], e.u[1] = r.Chip, r.Pin
 		if r.MSI {
@@ -223,7 +222,7 @@ func (v *VM) SetRoutes(routes []Route) error {
 			e.u[0], e.u[1], e.u[2] = uint32(r.Addr), uint32(r.Addr>>32), r.Data
 		}
 	}
-	if err := ioctlPtr(v.file, kvmSetGSIRouting, unsafe.Pointer(m)); err != nil {
+	if err := ioctlPtr(v.file, kvmSetGSIRouting, unsafe.Pointer(header)); err != nil {
 		return fmt.Errorf("set %d interrupt routes: %w", len(routes), err)
 	}
 	return nil
