@@ -149,6 +149,7 @@ func TestOtherArchitectures(t *testing.T) {
 			} else if r.code != 0 {
 				t.Fatalf("%+v", r)
 			}
+			h.refused("comes up|boots in", "launch", ref, "small", "--kind", "vm", "--arch", f.arch, "--memory", "80MiB")
 			port := []string{"18091", "18092"}[i]
 			h.do("launch", ref, f.arch, "--kind", "vm", "--arch", f.arch, "--publish", port+":80")
 			h.speaks(f.arch, f.machine, port)

@@ -8,13 +8,14 @@ import (
 
 // arch is how QEMU plays machines of an architecture.
 type arch struct {
-	name    string // as Go names it
-	program string // below /usr/bin
-	pkg     string // Debian's package with it
-	machine string // for an image; the devices that are not wanted are off
-	cpu     string // the best that translation has
-	console string // the kernel's name of the first serial port
-	args    string // for the kernel's command line
+	name    string    // as Go names it
+	program string    // below /usr/bin
+	pkg     string    // Debian's package with it
+	machine string    // for an image; the devices that are not wanted are off
+	cpu     string    // the best that translation has
+	console string    // the kernel's name of the first serial port
+	args    string    // for the kernel's command line
+	memory  api.Bytes // less than which Debian's kernel doesn't come up with; minMemory if 0
 }
 
 // archs are those that images can be for.
@@ -43,6 +44,7 @@ var archs = []arch{
 	{
 		name: "riscv64", program: "qemu-system-riscv64", pkg: "qemu-system-misc",
 		machine: "virt,mem-merge=off,dump-guest-core=off", cpu: "rv64", console: "ttyS0",
+		memory: 128 * api.MiB, // 128 do, 96 do not: its kernel is one for all computers
 	},
 }
 

@@ -12,7 +12,8 @@ const maxDevices = 20
 // Validate implements machine.Monitor.
 func (m *monitor) Validate(spec *engine.Spec) error {
 	s := spec.Machine
-	if _, err := archNamed(s.Arch); err != nil {
+	a, err := archNamed(s.Arch)
+	if err != nil {
 		return err
 	}
 	if n := len(spec.Mounts) + len(s.Disks) + len(spec.NICs); n > maxDevices {
@@ -22,9 +23,9 @@ func (m *monitor) Validate(spec *engine.Spec) error {
 		return api.Errorf(api.CodeUnsupported, "guest %s: a virtual machine has room for %d virtual CPUs, and not for %d", spec.ID, maxCPUs, s.CPUs).
 			WithField("spec.resources.cpus")
 	}
-	if s.Memory < minMemory {
-		return api.Errorf(api.CodeInvalid, "guest %s: no virtual machine comes up with %s of memory", spec.ID, s.Memory).
-			WithField("spec.resources.memory").WithHint("give it %s or more", minMemory)
+	if least := max(minMemory, a.memory); s.Memory < least {
+		return api.Errorf(api.CodeInvalid, "guest %s: no virtual machine of %s comes up with %s of memory", spec.ID, a.name, s.Memory).
+			WithField("spec.resources.memory").WithHint("give it %s or more", least)
 	}
 	drives := 0
 	for _, d := range s.Disks {
