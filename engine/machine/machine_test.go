@@ -97,6 +97,7 @@ func pretend(words []string) int {
 // fake is a Monitor whose monitor is a shell script or the test binary.
 type fake struct {
 	script  string
+	gate    *os.File // descriptor 4 of the script
 	pretend []string
 	running func() error
 	agent   func() (io.ReadWriteCloser, error)
@@ -120,7 +121,11 @@ func (f *fake) Command(_ context.Context, p *Plan) (*Command, error) {
 		c.File(p.Control)
 		return c, nil
 	}
-	return &Command{Exe: "/usr/bin/busybox", Args: []string{"sh", "-c", f.script}, Env: []string{"PATH=/usr/bin"}, Overhead: 16 * api.MiB}, nil
+	c := &Command{Exe: "/usr/bin/busybox", Args: []string{"sh", "-c", f.script}, Env: []string{"PATH=/usr/bin"}, Overhead: 16 * api.MiB}
+	if f.gate != nil {
+		c.File(f.gate)
+	}
+	return c, nil
 }
 
 func (f *fake) Running(context.Context, *Guest) error {
@@ -274,8 +279,8 @@ func TestEndsAreToldApart(t *testing.T) {
 		pretend string
 		want    api.ExitStatus
 	}{
-		"own system powers off":    {script: "sleep 1; exit 0", want: api.ExitStatus{Reason: "poweroff"}},
-		"its monitor fails":        {script: "sleep 1; exit 3", want: api.ExitStatus{Code: 3, Reason: "crash"}},
+		"own system powers off":    {script: "read x <&4; exit 0", want: api.ExitStatus{Reason: "poweroff"}},
+		"its monitor fails":        {script: "read x <&4; exit 3", want: api.ExitStatus{Code: 3, Reason: "crash"}},
 		"entry point":              {pretend: "phase=running write phase=ended code=7 reason=exit write", want: api.ExitStatus{Code: 7, Reason: "exit"}},
 		"entry point, then crash":  {pretend: "phase=ended code=7 write exit=1", want: api.ExitStatus{Code: 7, Reason: "exit"}},
 		"panic":                    {pretend: "phase=running write exit=0", want: api.ExitStatus{Code: 255, Reason: "panic"}},
@@ -284,12 +289,22 @@ func TestEndsAreToldApart(t *testing.T) {
 		"power-off in good order":  {pretend: "phase=ending write", want: api.ExitStatus{Reason: "poweroff"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, s := &fake{script: c.script}, ownSystem(t)
+			// One that ends before Start has returned could not be started: the
+			// scripts wait until it has.
+			gate, opened, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer gate.Close()
+			f, s := &fake{script: c.script, gate: gate}, ownSystem(t)
 			if c.pretend != "" {
 				f.pretend, s = strings.Fields(c.pretend), ofImage(t)
 			}
 			e := newEngine(t, f)
 			start(t, e, s)
+			if err := opened.Close(); err != nil {
+				t.Fatal(err)
+			}
 			if got := exit(t, e, s.ID); got != c.want {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}
