@@ -144,6 +144,11 @@ func (c *Client) SetMemory(ctx context.Context, m SetMemory) error {
 	return c.ask(ctx, "set-memory", m, nil)
 }
 
+// ResizeDisk implements Machine.
+func (c *Client) ResizeDisk(ctx context.Context, r ResizeDisk) error {
+	return c.ask(ctx, "resize-disk", r, nil)
+}
+
 // Save implements Machine. The files stay the caller's too.
 func (c *Client) Save(ctx context.Context, o Save, state, memory *os.File) error {
 	return c.ask(ctx, "save", o, nil, state, memory)

@@ -42,6 +42,8 @@ type Machine interface {
 	SetLimits(context.Context, SetLimits) error
 	// SetMemory has the guest leave all but so many bytes to the host.
 	SetMemory(context.Context, SetMemory) error
+	// ResizeDisk makes a disk in a file larger; the guest is told.
+	ResizeDisk(context.Context, ResizeDisk) error
 	// Save writes a snapshot to two empty files, which are the machine's too.
 	Save(ctx context.Context, o Save, state, memory *os.File) error
 }
@@ -99,6 +101,15 @@ type SetLimits struct {
 
 // SetMemory is how much the guest shall have.
 type SetMemory struct {
+	Bytes uint64 `json:"bytes"`
+	// Wait is how long to wait until it has no more, in nanoseconds. A guest
+	// that has then is to have what it had before.
+	Wait time.Duration `json:"wait,omitempty"`
+}
+
+// ResizeDisk is how large a disk shall be.
+type ResizeDisk struct {
+	Name  string `json:"name"`
 	Bytes uint64 `json:"bytes"`
 }
 

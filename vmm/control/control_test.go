@@ -61,6 +61,9 @@ func (f *fake) SetLimits(_ context.Context, l SetLimits) error {
 	return f.note("limit %s %d", l.Name, l.Limits.BytesPerSecond)
 }
 func (f *fake) SetMemory(_ context.Context, m SetMemory) error { return f.note("memory %d", m.Bytes) }
+func (f *fake) ResizeDisk(_ context.Context, r ResizeDisk) error {
+	return f.note("resize %s %d", r.Name, r.Bytes)
+}
 func (f *fake) Save(_ context.Context, o Save, state, memory *os.File) error {
 	return f.note("save %v %s %s", o.Changes, content(state), content(memory))
 }
@@ -109,7 +112,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 		c.AddNet(ctx, Net{MAC: "02:00:00:00:00:01"}, []*os.File{file(t, "a tap"), file(t, "")}),
 		c.Remove(ctx, Remove{Name: "d"}),
 		c.SetLimits(ctx, SetLimits{"d", Limits{BytesPerSecond: 5}}),
-		c.SetMemory(ctx, SetMemory{7}),
+		c.SetMemory(ctx, SetMemory{Bytes: 7}), c.ResizeDisk(ctx, ResizeDisk{"d", 8}),
 		c.Save(ctx, Save{Changes: true}, file(t, "state"), file(t, "memory")),
 	} {
 		if err != nil {
@@ -117,7 +120,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 		}
 	}
 	want := []string{
-		"pause", "power", "reset", "stop", "disk d true a disk", "net 02:00:00:00:00:01 a tap of 2", "remove d", "limit d 5", "memory 7",
+		"pause", "power", "reset", "stop", "disk d true a disk", "net 02:00:00:00:00:01 a tap of 2", "remove d", "limit d 5", "memory 7", "resize d 8",
 		"save true state memory",
 	}
 	if d := cmp.Diff(want, m.all()); d != "" {

@@ -117,6 +117,7 @@ var verbs = map[string]verb{
 	"remove":       with(Machine.Remove),
 	"set-limits":   with(Machine.SetLimits),
 	"set-memory":   with(Machine.SetMemory),
+	"resize-disk":  with(Machine.ResizeDisk),
 	"add-disk": withFiles(1, 1, func(m Machine, ctx context.Context, d Disk, files []*os.File) error {
 		return m.AddDisk(ctx, d, files[0])
 	}),

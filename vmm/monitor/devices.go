@@ -3,7 +3,9 @@ package monitor
 import (
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -22,6 +24,7 @@ type device struct {
 	vmm.Device
 	limits  []*ratelimit.Limiter // none for one without
 	metrics func() any           // nil for one without
+	resize  func(uint64) error   // nil for what is no disk
 	close   func()
 }
 
@@ -41,6 +44,7 @@ func newDisk(d control.Disk, f *os.File) (*device, error) {
 	return &device{
 		Device: vmm.Device{Name: d.Name, Device: b}, limits: []*ratelimit.Limiter{l},
 		metrics: func() any { return diskMetrics(b.Metrics()) }, close: func() { f.Close() },
+		resize: func(size uint64) error { return grow(f, b, size) },
 	}, nil
 }
 
@@ -103,6 +107,21 @@ func addressOf(text string) (mac vnet.MAC, err error) {
 		return mac, fmt.Errorf("%s is no address of a station", text)
 	}
 	return vnet.MAC(b), nil
+}
+
+// grow makes a disk in a file larger.
+func grow(f *os.File, d *blk.Device, size uint64) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() || size > math.MaxInt64 || int64(size) < st.Size() {
+		return errors.New("only a disk in a file can be made larger, and none smaller")
+	}
+	if err := f.Truncate(int64(size)); err != nil {
+		return err
+	}
+	return d.Resized()
 }
 
 // diskMetrics has the error as text.

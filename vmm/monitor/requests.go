@@ -107,14 +107,36 @@ func (m *Monitor) SetLimits(_ context.Context, l control.SetLimits) error {
 }
 
 // SetMemory implements control.Machine: the balloon takes the rest.
-func (m *Monitor) SetMemory(_ context.Context, s control.SetMemory) error {
-	return m.with(func(machine *vmm.Machine) error {
-		all := machine.Memory()
-		if s.Bytes == 0 || s.Bytes > all {
-			return fmt.Errorf("leave the guest %d bytes of memory: it has %d", s.Bytes, all)
-		}
-		return m.balloon.SetTarget(all - s.Bytes)
-	})
+func (m *Monitor) SetMemory(ctx context.Context, s control.SetMemory) error {
+	var all uint64
+	if err := m.with(func(machine *vmm.Machine) error { all = machine.Memory(); return nil }); err != nil {
+		return err
+	}
+	if s.Bytes == 0 || s.Bytes > all {
+		return fmt.Errorf("leave the guest %d bytes of memory: it has %d", s.Bytes, all)
+	}
+	before, _ := m.balloon.Size()
+	if err := m.balloon.SetTarget(all - s.Bytes); err != nil {
+		return err
+	}
+	if s.Wait <= 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Wait)
+	defer cancel()
+	if err := m.balloon.Wait(ctx); err != nil {
+		return errors.Join(fmt.Errorf("leave the guest %d bytes of memory: %w", s.Bytes, err), m.balloon.SetTarget(before))
+	}
+	return nil
+}
+
+// ResizeDisk implements control.Machine.
+func (m *Monitor) ResizeDisk(_ context.Context, r control.ResizeDisk) error {
+	d := m.find(r.Name)
+	if d == nil || d.resize == nil {
+		return fmt.Errorf("resize disk %q: there is none of this name", r.Name)
+	}
+	return d.resize(r.Bytes)
 }
 
 // Save implements control.Machine.

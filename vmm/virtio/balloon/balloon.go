@@ -68,7 +68,8 @@ type Device struct {
 	options Options
 
 	mu             sync.Mutex
-	target, actual uint32 // pages
+	target, actual uint32        // pages
+	moved          chan struct{} // closed when actual is another
 	poison         uint32
 	metrics        Metrics
 	active         *virtio.Activation
@@ -83,7 +84,9 @@ type Device struct {
 }
 
 // New returns an empty balloon.
-func New(o Options) *Device { return &Device{options: o, fresh: make(chan struct{})} }
+func New(o Options) *Device {
+	return &Device{options: o, fresh: make(chan struct{}), moved: make(chan struct{})}
+}
 
 // Type implements virtio.Device.
 func (*Device) Type() uint16 { return deviceType }
@@ -132,6 +135,8 @@ func (d *Device) WriteConfig(offset uint64, data []byte) {
 	switch v := binary.LittleEndian.Uint32(data); offset {
 	case regActual:
 		d.actual = v
+		close(d.moved)
+		d.moved = make(chan struct{})
 	case regPoison:
 		d.poison = v
 	}
@@ -162,6 +167,23 @@ func (d *Device) Size() (target, actual uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return uint64(d.target) * pageSize, uint64(d.actual) * pageSize
+}
+
+// Wait returns when the guest has given as much as it is to give.
+func (d *Device) Wait(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		target, actual, moved := d.target, d.actual, d.moved
+		d.mu.Unlock()
+		if actual >= target {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("the guest has given %d of %d MiB: %w", actual>>8, target>>8, ctx.Err())
+		}
+	}
 }
 
 // Metrics returns the device's.
