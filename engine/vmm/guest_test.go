@@ -83,6 +83,19 @@ func TestDevicesComeAndGo(t *testing.T) {
 	}
 }
 
+func TestRootDiskGrowsWhileTheGuestRuns(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "exec sleep 1000")
+	start(t, e, spec)
+	if err := e.GrowRoot(t.Context(), spec.ID, 128*api.MiB); err != nil {
+		t.Fatal(err)
+	}
+	var kilobytes int
+	if _, err := fmt.Sscan(run(t, e, spec.ID, "df -k / | tail -1 | awk '{print $2}'"), &kilobytes); err != nil || kilobytes < 100<<10 {
+		t.Errorf("%d KiB, %v", kilobytes, err)
+	}
+}
+
 func TestGuestGoesOnFromSavedMemory(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "echo kept > /tmp/f; exec sleep 1000")

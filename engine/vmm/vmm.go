@@ -22,7 +22,7 @@ type Options struct {
 }
 
 // Engine runs virtual machines by cleave-vmm. It implements engine.Engine,
-// engine.Plugger and engine.Saver.
+// engine.Plugger, engine.Grower and engine.Saver.
 type Engine struct {
 	*machine.Engine
 	mon *monitor
@@ -31,6 +31,7 @@ type Engine struct {
 var (
 	_ engine.Engine   = (*Engine)(nil)
 	_ engine.Plugger  = (*Engine)(nil)
+	_ engine.Grower   = (*Engine)(nil)
 	_ engine.Saver    = (*Engine)(nil)
 	_ machine.Monitor = (*monitor)(nil)
 	_ machine.Teller  = (*monitor)(nil)
