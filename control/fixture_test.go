@@ -23,15 +23,22 @@ import (
 
 // fakeNet hands out addresses and remembers what is attached.
 type fakeNet struct {
-	mu       sync.Mutex
-	attached map[string]network.Port
-	forwards map[string][]network.Forward
-	names    map[string]bool
-	failPort error
-	swept    []network.Port
+	failEnsure int // so many times
+	mu         sync.Mutex
+	attached   map[string]network.Port
+	forwards   map[string][]network.Forward
+	names      map[string]bool
+	failPort   error
+	swept      []network.Port
 }
 
 func (f *fakeNet) Ensure(context.Context, *api.Network) (api.NetworkStatus, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failEnsure > 0 {
+		f.failEnsure--
+		return api.NetworkStatus{}, api.Errorf(api.CodeConflict, "its addresses are taken")
+	}
 	return api.NetworkStatus{State: "ready", Bridge: "fake0", IPv4: "10.9.0.1/24"}, nil
 }
 func (f *fakeNet) Remove(context.Context, string) error { return nil }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -110,21 +111,66 @@ func (c *Controller) openNetworks(ctx context.Context) error {
 			return err
 		}
 	}
+	var failed []string
 	for _, n := range c.networks.All() {
-		status, err := c.net.Ensure(ctx, n)
+		ready, err := c.openNetwork(ctx, n)
 		if err != nil {
-			c.log.Error("a network is not ready", "network", n.Name, "error", err)
-			status = n.Status
-			status.State = err.Error()
-		}
-		if status.State == n.Status.State && status.Bridge == n.Status.Bridge && status.IPv4 == n.Status.IPv4 && status.IPv6 == n.Status.IPv6 {
-			continue
-		}
-		if _, err := c.networks.Update(ctx, n.ID, func(n *api.Network) error { n.Status = status; return nil }); err != nil {
 			return err
 		}
+		if !ready {
+			failed = append(failed, n.ID)
+		}
+	}
+	if len(failed) > 0 {
+		c.wg.Go(func() { c.retryNetworks(failed) })
 	}
 	return nil
+}
+
+// openNetwork makes a network what its record says, and records what came of
+// it.
+func (c *Controller) openNetwork(ctx context.Context, n *api.Network) (ready bool, err error) {
+	status, err := c.net.Ensure(ctx, n)
+	ready = err == nil
+	if err != nil {
+		c.log.Error("a network is not ready", "network", n.Name, "error", err)
+		status = n.Status
+		status.State = c.naming(err).Error()
+	}
+	if status.State == n.Status.State && status.Bridge == n.Status.Bridge && status.IPv4 == n.Status.IPv4 && status.IPv6 == n.Status.IPv6 {
+		return ready, nil
+	}
+	_, err = c.networks.Update(ctx, n.ID, func(n *api.Network) error { n.Status = status; return nil })
+	return ready, err
+}
+
+// networkRetry is the time until a network that isn't ready is tried again,
+// at first: what it needs (a module, addresses that another program holds, a
+// firewall that is being loaded) may come a moment after the daemon.
+var networkRetry = time.Second
+
+// retryNetworks tries networks again until they are ready or gone, or the
+// daemon ends.
+func (c *Controller) retryNetworks(ids []string) {
+	for wait := networkRetry; len(ids) > 0; wait = min(2*wait, backoffMost) {
+		select {
+		case <-time.After(wait):
+		case <-c.ctx.Done():
+			return
+		}
+		ids = slices.DeleteFunc(ids, func(id string) bool {
+			n := c.networks.ByID(id)
+			if n == nil || c.ctx.Err() != nil {
+				return true
+			}
+			ready, err := c.openNetwork(c.ctx, n)
+			if ready && err == nil {
+				c.log.Info("a network is ready now", "network", n.Name)
+				c.emit("network.ready", &n.Meta, "", nil)
+			}
+			return ready && err == nil
+		})
+	}
 }
 
 // recoverGuests takes over the guests of an engine. One without a record was
