@@ -69,7 +69,7 @@ func aligned(b []byte, to int) []byte {
 // loaded and has the name of what debuggers read.
 func forDebuggers(f *elf.File, i int) bool {
 	s := f.Sections[i]
-	if s.Type == elf.SHT_RELA && int(s.Info) < len(f.Sections) {
+	if s.Type == elf.SHT_RELA && int(s.Info) < len(f.Sections) { //nolint:misspell // as ELF calls it
 		s = f.Sections[s.Info]
 	}
 	return s.Flags&elf.SHF_ALLOC == 0 && strings.HasPrefix(s.Name, ".debug_")
