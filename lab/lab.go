@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/lab/appliance"
@@ -42,9 +42,24 @@ type Lab struct {
 	stall   time.Duration          // how long a host that boots may do nothing
 	started func(h *Host, try int) // of tests: a host's QEMU was started
 
+	lock *os.File
+
 	mu     sync.Mutex
 	hosts  []*Host
 	closed bool
+}
+
+// lockDir takes the lock of a lab's directory, as long as the file is open.
+func lockDir(dir string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
 }
 
 // Check tells what this machine lacks for a lab.
@@ -66,10 +81,14 @@ func New(o Options) (*Lab, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory of the lab: %w", err)
 	}
+	lock, err := lockDir(o.Dir, os.O_CREATE)
+	if err != nil {
+		return nil, fmt.Errorf("directory of the lab: %w", err)
+	}
 	if o.Tell == nil {
 		o.Tell = func(string) {}
 	}
-	return &Lab{Options: o, Wire: wire.New(), stall: noProgress}, nil
+	return &Lab{Options: o, Wire: wire.New(), stall: noProgress, lock: lock}, nil
 }
 
 // network is that of the hosts: the n-th one is n.
@@ -198,7 +217,8 @@ func (l *Lab) Close() error {
 	for _, h := range hosts {
 		errs = append(errs, h.close())
 	}
-	return cmp.Or(errors.Join(errs...), os.RemoveAll(l.Dir))
+	defer l.lock.Close()
+	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
 }
 
 // path is that of a host's file.

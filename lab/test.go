@@ -80,7 +80,7 @@ func Start(t testing.TB) *Lab {
 		t.Skipf("needs an appliance: %v", err)
 	}
 	t.Cleanup(func() { img.Close() })
-	dir, err := os.MkdirTemp("", "lab-") // a test's own may be too long for sockets
+	dir, err := testDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +100,23 @@ func Start(t testing.TB) *Lab {
 		}
 	})
 	return l
+}
+
+// testPrefix begins the names of directories of tests' labs.
+const testPrefix = "cleave-lab-test-"
+
+// testDir makes a directory for a lab, since a test's own may have too long a
+// name for sockets, and removes those of tests that ended in a panic or were
+// killed: their labs hold no lock any more.
+func testDir() (string, error) {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), testPrefix+"*"))
+	for _, dir := range old {
+		if f, err := lockDir(dir, 0); err == nil {
+			os.RemoveAll(dir)
+			f.Close()
+		}
+	}
+	return os.MkdirTemp("", testPrefix)
 }
 
 // Cache is where packages and kernels are kept, and images of the appliance:

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -17,6 +18,34 @@ func TestOnlyTopTestsAreCounted(t *testing.T) {
 	}
 	if diff := cmp.Diff(Results{Passed: 2, Skipped: 1, Failed: 1}, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestWhatKilledTestsLeftIsRemoved(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	dirs := map[string]bool{"left": false, "used": true}
+	for name := range dirs {
+		dir := filepath.Join(os.TempDir(), testPrefix+name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		f, err := lockDir(dir, os.O_CREATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "used" {
+			t.Cleanup(func() { f.Close() })
+			continue
+		}
+		f.Close()
+	}
+	if _, err := testDir(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range dirs {
+		if _, err := os.Stat(filepath.Join(os.TempDir(), testPrefix+name)); (err == nil) != want {
+			t.Errorf("%s is there: %v", name, err == nil)
+		}
 	}
 }
 
