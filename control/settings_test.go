@@ -47,9 +47,9 @@ func TestEverySettingIsMeantOrRefused(t *testing.T) {
 		"resources.swap":             {`"1MiB"`, all}, // with memory
 		"resources.pids":             {`99`, images},
 		"resources.diskRead":         {`"1MiB"`, all},
-		"resources.diskWrite":        {`"1MiB"`, all},
+		"resources.diskWrite":        {`"1MiB"`, "container vm own"},
 		"resources.diskReadOps":      {`99`, all},
-		"resources.diskWriteOps":     {`99`, all},
+		"resources.diskWriteOps":     {`99`, "container vm own"},
 		"resources.netIn":            {`"1MiB"`, all},
 		"resources.netOut":           {`"1MiB"`, all},
 		"root.pool":                  {`"default"`, all},
