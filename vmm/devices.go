@@ -184,8 +184,15 @@ func (m *Machine) Remove(ctx context.Context, name string) error {
 	}
 }
 
-// eject is the guest's word that a slot may be emptied.
+// eject is the guest's word that a slot may be emptied. What is released then
+// is not the vCPU's thread to release, which may be allowed less.
 func (m *Machine) eject(slot int) {
+	done := make(chan struct{})
+	go func() { defer close(done); m.empty(slot) }()
+	<-done
+}
+
+func (m *Machine) empty(slot int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, f := range m.functions {

@@ -32,10 +32,21 @@ func (t *Transport) config(n int) Config {
 // begin lets the device work on its queues.
 func (t *Transport) begin() {
 	t.life = running
-	if err := t.device.Activate(t.activation()); err != nil {
+	var err error
+	apart(func() { err = t.device.Activate(t.activation()) })
+	if err != nil {
 		t.life = paused
 		t.fail()
 	}
+}
+
+// apart calls f on another thread and waits for it: those of vCPUs, from which
+// a driver's accesses come, may be allowed less of the kernel than what a
+// device does when its life changes.
+func apart(f func()) {
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	<-done
 }
 
 func (t *Transport) activation() Activation {
@@ -72,11 +83,13 @@ func (t *Transport) changed() {
 
 // reset is what the driver asks for by a status of zero (2.1).
 func (t *Transport) reset() {
-	if t.life == running {
-		t.device.Pause()
-	}
 	if t.life != idle {
-		t.device.Reset()
+		apart(func() {
+			if t.life == running {
+				t.device.Pause()
+			}
+			t.device.Reset()
+		})
 	}
 	t.clear()
 }
