@@ -8,7 +8,7 @@ import (
 	"github.com/cleave-project/cleave/lab"
 )
 
-// Where TestMonitorBootsAStockKernel has its kernel from.
+// Where TestMonitorRunsAStockKernel has its kernel from.
 const (
 	kernelCache   = "/var/cache/cleave-test"
 	kernelPackage = "linux-image-cloud-amd64"
