@@ -52,7 +52,7 @@ func (m *monitor) Probe(context.Context) (engine.Capabilities, []api.Finding) {
 	f := api.Finding{Area: "vm", Name: "engine vmm", State: ok, Detail: k.detail}
 	if !k.usable {
 		f.State, f.Remedy = limited, k.remedy
-		f.Detail = "not used, QEMU runs all guests: " + k.detail
+		f.Detail = "not used: " + k.detail
 		caps.Reason = api.AsError(m.works())
 	}
 	caps.Available = k.usable
