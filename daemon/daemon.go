@@ -151,7 +151,7 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.engines, err = openEngines(cfg, d.keeper, agentBin, d.log); err != nil {
+	if d.engines, err = openEngines(ctx, cfg, d.keeper, agentBin, d.log); err != nil {
 		return err
 	}
 	d.kernels, err = kernel.Open(kernel.Options{Dir: filepath.Join(cfg.Data, "kernels"), Agent: cfg.agentFor, Log: d.log})

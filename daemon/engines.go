@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/choice"
 	"github.com/cleave-project/cleave/engine/container"
 	"github.com/cleave-project/cleave/engine/qemu"
 	"github.com/cleave-project/cleave/engine/uml"
+	"github.com/cleave-project/cleave/engine/vmm"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -29,7 +31,7 @@ type engines struct {
 
 // openEngines opens them all; what this host can't do shows when it is asked
 // for.
-func openEngines(cfg Config, k *keeper.Client, agent string, log *slog.Logger) (*engines, error) {
+func openEngines(ctx context.Context, cfg Config, k *keeper.Client, agent string, log *slog.Logger) (*engines, error) {
 	logs := func(id string) string { return filepath.Join(cfg.Data, "logs", id) }
 	e := &engines{}
 	c, err := container.New(container.Options{
@@ -48,15 +50,37 @@ func openEngines(cfg Config, k *keeper.Client, agent string, log *slog.Logger) (
 		return nil, errors.Join(err, e.close())
 	}
 	e.wards = append(e.wards, u)
+	vm, err := openVM(ctx, cfg, k, agent, logs, log)
+	if err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	e.wards = append(e.wards, vm)
+	return e, nil
+}
+
+// openVM opens what runs virtual machines: our own monitor those that it can,
+// QEMU all others.
+func openVM(ctx context.Context, cfg Config, k *keeper.Client, agent string, logs func(string) string, log *slog.Logger) (ward, error) {
 	q, err := qemu.New(qemu.Options{
 		Run: filepath.Join(cfg.Run, "vm"), LogDir: logs,
 		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
 	})
 	if err != nil {
-		return nil, errors.Join(err, e.close())
+		return nil, err
 	}
-	e.wards = append(e.wards, q)
-	return e, nil
+	binary, err := cfg.libexec("cleave-vmm")
+	if err != nil {
+		log.Warn("QEMU will run all virtual machines", "reason", err)
+		return choice.New(ctx, q)
+	}
+	v, err := vmm.New(vmm.Options{
+		Run: filepath.Join(cfg.Run, "vmm"), LogDir: logs,
+		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Binary: binary, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
+	return choice.New(ctx, q, v)
 }
 
 func (e *engines) all() []engine.Engine {
