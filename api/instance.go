@@ -92,16 +92,17 @@ type InstanceSpec struct {
 // Machine is what only a guest with a kernel of its own has: kinds pvm and
 // vm.
 type Machine struct {
-	Arch       string     `json:"arch,omitempty" enum:"amd64,arm64,riscv64" doc:"Architecture of the guest; the host's if empty"`
-	Kernel     string     `json:"kernel,omitempty" doc:"Name of the kernel that boots the image; the default one of its kind if empty"`
-	Firmware   string     `json:"firmware,omitempty" enum:"bios,uefi" doc:"What boots a disk image or an empty disk; bios if empty"`
-	SecureBoot bool       `json:"secureBoot,omitempty" doc:"UEFI with the makers' keys: starts only what they signed"`
-	TPM        bool       `json:"tpm,omitempty" doc:"A virtual TPM 2.0"`
-	ISO        string     `json:"iso,omitempty" doc:"Medium in the CD drive: name of an ISO image, or an absolute path on the host"`
-	BootOrder  []string   `json:"bootOrder,omitempty" doc:"Of disk, cdrom and network; disk first, then cdrom if empty"`
-	Accel      string     `json:"accel,omitempty" enum:"kvm,tcg" doc:"How instructions are executed; the faster one that works if empty"`
-	Engine     string     `json:"engine,omitempty" enum:"qemu,vmm" doc:"What runs a guest of kind vm; the best that fits it if empty"`
-	CloudInit  *CloudInit `json:"cloudInit,omitempty" doc:"Seed for cloud-init in a disk image"`
+	Arch        string     `json:"arch,omitempty" enum:"amd64,arm64,riscv64" doc:"Architecture of the guest; the host's if empty"`
+	Kernel      string     `json:"kernel,omitempty" doc:"Name of the kernel that boots the image; the default one of its kind if empty"`
+	Firmware    string     `json:"firmware,omitempty" enum:"bios,uefi" doc:"What boots a disk image or an empty disk; bios if empty"`
+	SecureBoot  bool       `json:"secureBoot,omitempty" doc:"UEFI with the makers' keys: starts only what they signed"`
+	TPM         bool       `json:"tpm,omitempty" doc:"A virtual TPM 2.0"`
+	ISO         string     `json:"iso,omitempty" doc:"Medium in the CD drive: name of an ISO image, or an absolute path on the host"`
+	BootOrder   []string   `json:"bootOrder,omitempty" doc:"Of disk, cdrom and network; disk first, then cdrom if empty"`
+	BootSeconds *int       `json:"bootSeconds,omitempty" minimum:"0" doc:"Seconds after which a system of its own is stopped of which the firmware says that there is nothing to boot; 300 if empty, 0 for never"`
+	Accel       string     `json:"accel,omitempty" enum:"kvm,tcg" doc:"How instructions are executed; the faster one that works if empty"`
+	Engine      string     `json:"engine,omitempty" enum:"qemu,vmm" doc:"What runs a guest of kind vm; the best that fits it if empty"`
+	CloudInit   *CloudInit `json:"cloudInit,omitempty" doc:"Seed for cloud-init in a disk image"`
 }
 
 // CloudInit is what cloud-init in the guest finds at its first boot
@@ -205,15 +206,16 @@ type InstanceStatus struct {
 	// Restarts counts restarts by policy since the last start by a user.
 	Restarts int `json:"restarts,omitempty"`
 	// Reboots counts those that the guest did without ending.
-	Reboots  int      `json:"reboots,omitempty"`
-	Health   string   `json:"health,omitempty" doc:"starting, healthy or unhealthy; empty without a check"`
-	NICs     []Port   `json:"nics,omitempty" doc:"Its ports; while it runs those that the guest has"`
-	Agent    string   `json:"agent,omitempty" doc:"Of a machine: cleave, qemu (only QEMU's own guest agent) or none"`
-	Kernel   string   `json:"kernel,omitempty" doc:"Of a machine: the kernel that booted it"`
-	Accel    string   `json:"accel,omitempty" doc:"Of a machine: kvm, tcg or ptrace"`
-	Saved    bool     `json:"saved,omitempty" doc:"Its memory is kept; the next start goes on from there"`
-	Lost     []string `json:"lost,omitempty" doc:"What a crash of the keeper took: console, exit status, ..."`
-	Loosened []string `json:"loosened,omitempty" doc:"Ways in which this wall is thinner than the default"`
+	Reboots    int        `json:"reboots,omitempty"`
+	Health     string     `json:"health,omitempty" doc:"starting, healthy or unhealthy; empty without a check"`
+	NICs       []Port     `json:"nics,omitempty" doc:"Its ports; while it runs those that the guest has"`
+	Agent      string     `json:"agent,omitempty" doc:"Of a machine: cleave, qemu (only QEMU's own guest agent) or none"`
+	Kernel     string     `json:"kernel,omitempty" doc:"Of a machine: the kernel that booted it"`
+	Accel      string     `json:"accel,omitempty" doc:"Of a machine: kvm, tcg or ptrace"`
+	Saved      bool       `json:"saved,omitempty" doc:"Its memory is kept; the next start goes on from there"`
+	LastScreen *time.Time `json:"lastScreen,omitempty" doc:"When the picture of its screen was taken that is kept of it"`
+	Lost       []string   `json:"lost,omitempty" doc:"What a crash of the keeper took: console, exit status, ..."`
+	Loosened   []string   `json:"loosened,omitempty" doc:"Ways in which this wall is thinner than the default"`
 	// Running is there only while something of Spec waits.
 	Running *InstanceSpec `json:"running,omitempty" doc:"What the guest runs with, where that is not yet what spec says: its next start brings that, or of a paused machine its resume"`
 }
@@ -224,7 +226,7 @@ type ExitStatus struct {
 	Signal    string `json:"signal,omitempty" doc:"Like SIGKILL"`
 	OOMKilled bool   `json:"oomKilled,omitempty"`
 	// Reason tells how a machine ended.
-	Reason string `json:"reason,omitempty" enum:"exit,poweroff,reboot,panic,crash,killed" doc:"Of a machine: exit of the entry point, poweroff or reboot by the guest, panic of its kernel, crash of its monitor, killed"`
+	Reason string `json:"reason,omitempty" enum:"exit,poweroff,reboot,panic,crash,killed,no-boot" doc:"Of a machine: exit of the entry point, poweroff or reboot by the guest, panic of its kernel, crash of its monitor, killed, no-boot: its firmware found nothing to boot"`
 }
 
 // Port is a NIC that exists.

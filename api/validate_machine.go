@@ -25,6 +25,8 @@ func (s *InstanceSpec) validateMachine() error {
 		m.CloudInit.validate(),
 	}
 	switch {
+	case m.BootSeconds != nil && *m.BootSeconds < 0:
+		checks = append(checks, invalid("spec.machine.bootSeconds", "a boot can't take %d seconds", *m.BootSeconds).WithHint("0 is never"))
 	case m.Kernel != "" && !kernelRE().MatchString(m.Kernel):
 		checks = append(checks, invalid("spec.machine.kernel", "%q can't be the name of a kernel", m.Kernel).WithHint("`cleave kernel list` shows those that there are"))
 	case m.Kernel != "" && own:
@@ -63,6 +65,7 @@ func (s *InstanceSpec) withoutMachine() error {
 		{"accel", m.Accel != ""},
 		{"engine", m.Engine != ""},
 		{"cloudInit", m.CloudInit != nil},
+		{"bootSeconds", m.BootSeconds != nil},
 	} {
 		if x.given {
 			return Errorf(CodeUnsupported, "a container has no %s: it runs on the host's kernel and hardware", x.field).
@@ -84,6 +87,7 @@ func (m *Machine) onlyFirmware() error {
 		{"iso", m.ISO != ""},
 		{"bootOrder", len(m.BootOrder) > 0},
 		{"cloudInit", m.CloudInit != nil},
+		{"bootSeconds", m.BootSeconds != nil},
 	} {
 		if x.given {
 			return Errorf(CodeUnsupported, "%s is for systems of their own; an image is booted by a kernel of the host", x.field).

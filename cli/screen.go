@@ -21,12 +21,16 @@ import (
 )
 
 func (a *app) screenshotCmd() *cobra.Command {
-	return &cobra.Command{
+	var last bool
+	cmd := &cobra.Command{
 		Use:   "screenshot NAME [FILE]",
 		Short: "Save what a machine's screen shows, as PNG",
-		Long:  "FILE is NAME.png when it is left out, and - for standard output.",
+		Long: `FILE is NAME.png when it is left out, and - for standard output.
+
+With --last it is what the screen showed before the machine was stopped because its firmware found nothing to boot.`,
 		Example: `  cleave screenshot desk out.png
-  cleave screenshot desk - | display -`,
+  cleave screenshot desk - | display -
+  cleave screenshot desk --last`,
 		Args:              args(1, 2, "NAME [FILE]"),
 		ValidArgsFunction: a.complete(1, instanceNames(api.PhaseRunning, api.PhasePaused)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -34,7 +38,11 @@ func (a *app) screenshotCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			png, err := c.Screenshot(cmd.Context(), args[0])
+			look := c.Screenshot
+			if last {
+				look = c.LastScreen
+			}
+			png, err := look(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -52,6 +60,8 @@ func (a *app) screenshotCmd() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&last, "last", false, "the picture that was kept when it could not boot")
+	return cmd
 }
 
 func (a *app) vncCmd() *cobra.Command {

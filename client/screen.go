@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/coder/websocket"
@@ -15,7 +16,19 @@ const maxPicture = 64 << 20
 
 // Screenshot returns what a machine's screen shows, as PNG.
 func (c *Client) Screenshot(ctx context.Context, n string) ([]byte, error) {
-	resp, err := c.open(ctx, get(name("instances", n)+"/screenshot"))
+	return c.picture(ctx, get(name("instances", n)+"/screenshot"))
+}
+
+// LastScreen returns the picture that was kept when a machine's firmware found
+// nothing to boot, as PNG.
+func (c *Client) LastScreen(ctx context.Context, n string) ([]byte, error) {
+	r := get(name("instances", n) + "/screenshot")
+	r.query = url.Values{"last": {"true"}}
+	return c.picture(ctx, r)
+}
+
+func (c *Client) picture(ctx context.Context, r request) ([]byte, error) {
+	resp, err := c.open(ctx, r)
 	if err != nil {
 		return nil, err
 	}

@@ -61,6 +61,8 @@ func (t *task) run(ctx context.Context) error {
 		return t.remove(ctx, g)
 	case exit != nil:
 		return t.ended(ctx, g, *exit)
+	case t.c.unbootable(g) != "":
+		return t.endUnbootable(ctx, g, t.c.unbootable(g))
 	case t.has("instance.update") != nil:
 		return t.update(ctx, g)
 	case t.has("instance.copy") != nil:

@@ -83,6 +83,8 @@ func describeExit(x api.ExitStatus) string {
 		return "killed: out of its memory"
 	case x.Reason == "panic":
 		return "its kernel panicked"
+	case x.Reason == reasonNoBoot:
+		return "its firmware found nothing to boot"
 	case x.Reason == "crash":
 		return "its monitor crashed"
 	case x.Reason == "poweroff":

@@ -11,12 +11,13 @@ import (
 // guest is an instance's processes as this daemon knows them.
 type guest struct {
 	engine.Guest
-	system bool
-	paused bool
-	kernel string             // of a machine, if this daemon started it
-	upkeep bool               // it runs nothing but its agent, for us
-	health context.CancelFunc // ends its health check; guarded by Controller.mu
-	ended  chan struct{}      // closed when Guest.Exit is set
+	system     bool
+	paused     bool
+	kernel     string             // of a machine, if this daemon started it
+	upkeep     bool               // it runs nothing but its agent, for us
+	unbootable string             // why its firmware boots nothing; guarded by Controller.mu
+	health     context.CancelFunc // ends its health check; guarded by Controller.mu
+	ended      chan struct{}      // closed when Guest.Exit is set
 }
 
 // backoff spaces the restarts of a guest that keeps ending, and attempts at

@@ -95,12 +95,15 @@ func (p *plugging) add(path, what string, do func() error, undo func(context.Con
 	})
 }
 
-// settled completes live when all changes are made that can be made.
-func (p *plugging) settled() {
+// settled completes live when all changes are made that can be made, on the
+// way to now.
+func (p *plugging) settled(now api.InstanceSpec) {
 	p.live.Spec.Mounts = p.mounts
-	if p.want == nil {
-		p.live.Spec.NICs = p.was.Spec.NICs // it may wait from before
-		return
+	if slices.Equal(p.mounts, now.Mounts) {
+		p.live.Spec.Mounts = now.Mounts // empty and null are the same
+	}
+	if p.want == nil && !sameNICs(p.was.Spec, now) {
+		p.live.Spec.NICs = p.was.Spec.NICs // it waits from before
 	}
 	if len(p.why["nics"]) == 0 {
 		return

@@ -116,6 +116,9 @@ func TestDisksComeToAndGoFromAMachineThatRuns(t *testing.T) {
 	if note := w.detach("a", api.Detachment{Volume: "disk"}); note != "" || len(v.disks) > 0 {
 		t.Errorf("detached: %q, %v", note, v.disks)
 	}
+	if note := w.attach("a", port("back")); note != "" {
+		t.Errorf("of something else it says %q", note)
+	}
 	w.attach("b", volume("disk", "/data"))
 	if len(v.disks) != 1 || len(w.mounts("b")) != 1 || len(w.mounts("a")) != 0 {
 		t.Errorf("disks %v, the guest has %v", v.disks, w.mounts("b"))

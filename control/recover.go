@@ -264,6 +264,7 @@ func (c *Controller) resumeGuest(ctx context.Context, in *api.Instance, g *guest
 		}
 	}
 	c.watchHealth(in, g)
+	c.watchBoot(in, g)
 }
 
 // sweepNetwork has only the running guests' ports and forwards left.

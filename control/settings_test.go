@@ -73,6 +73,7 @@ func TestEverySettingIsMeantOrRefused(t *testing.T) {
 		"machine.tpm":                {`true`, own},
 		"machine.iso":                {`"` + mediumFile(t) + `"`, own},
 		"machine.bootOrder":          {`["network"]`, own},
+		"machine.bootSeconds":        {`60`, own},
 		"machine.accel":              {`"tcg"`, "vm own"},
 		"machine.engine":             {`"qemu"`, "vm own"},
 		"machine.cloudInit":          {`{"noAgent":true}`, own},

@@ -179,6 +179,7 @@ func (t *task) running(g *guest) error {
 	err := t.settle(func(in *api.Instance) {
 		in.Status.Digest, in.Status.System = was.Status.Digest, was.Status.System
 		in.Status.Phase, in.Status.Error, in.Status.Exit, in.Status.Stopped = api.PhaseRunning, nil, nil, nil
+		in.Status.LastScreen = nil
 		in.Status.PID, in.Status.Started, in.Status.Lost = g.PID, &started, g.Lost
 		in.Status.Engine, in.Status.Epoch = cmp.Or(g.Engine, c.walls[kindOf(in)].Name()), was.Revision
 		in.Status.Loosened, in.Status.Saved = loosened(in.Spec), false
@@ -204,6 +205,7 @@ func (t *task) running(g *guest) error {
 		return err
 	}
 	c.watchHealth(was, g)
+	c.watchBoot(was, g)
 	return nil
 }
 

@@ -26,8 +26,12 @@ func (t *task) stop(ctx context.Context, g *guest) error {
 		}
 		g.paused = false
 	}
-	t.progress("stopping", 0, 0)
-	if wait := t.patience(); wait > 0 && !t.forced() {
+	wait, step := t.patience(), "stopping"
+	if wait > 0 && !t.forced() {
+		step, wait = t.stopping(ctx, wait)
+	}
+	t.progress(step, 0, 0)
+	if wait > 0 && !t.forced() {
 		// A guest that has ended meanwhile can't be signalled, and needn't be.
 		if err := e.Signal(ctx, t.in.ID, t.stopSignal(ctx)); err != nil && !api.IsCode(err, api.CodeConflict) {
 			return err

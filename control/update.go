@@ -74,7 +74,7 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	end := finished(op, old.Name, nil)
 	if g != nil {
 		keepRestartFields(&live.Spec, &was.Spec)
-		plug.settled()
+		plug.settled(now.Spec)
 		end.Step = strings.Trim(waiting(g, old, now, live, plug.why)+"; "+plug.note(), "; ")
 		if ownSystem(old) && old.Spec.Root.Size != now.Spec.Root.Size {
 			end.Step = strings.TrimPrefix(end.Step+"; the partitions and file systems of its disk are its own to grow", "; ")

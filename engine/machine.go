@@ -82,6 +82,22 @@ type Display interface {
 	Screenshot(ctx context.Context, id string) ([]byte, error)
 }
 
+// Booter is an engine that can tell from outside how far a system of its own
+// has come. It must be cheap, and doesn't disturb the guest.
+type Booter interface {
+	Boot(ctx context.Context, id string) (BootState, error)
+}
+
+// BootState is how far a system of its own has come. Both are zero while
+// nobody can tell: a boot loader may wait for somebody to choose.
+type BootState struct {
+	// Alive: there is more than firmware. It stays true.
+	Alive bool
+	// Failed is why nothing was booted, nor will be unless somebody does
+	// something: the firmware says so, and shows it.
+	Failed string
+}
+
 // Plugger is an engine that changes the devices of running guests. A guest
 // made of an image mounts the disks and configures the ports that it gets, and
 // keeps them when it boots anew by itself; a disk that it uses is not taken

@@ -61,6 +61,8 @@ type GuestBackend interface {
 	VNC(ctx context.Context, project, name string) (net.Conn, error)
 	// Screenshot returns a PNG.
 	Screenshot(ctx context.Context, project, name string) ([]byte, error)
+	// LastScreen is one that was kept.
+	LastScreen(ctx context.Context, project, name string) ([]byte, error)
 	Logs(ctx context.Context, project, name string, opts keeper.LogOptions, yield func(keeper.LogEntry) error) error
 }
 

@@ -15,6 +15,11 @@ import (
 
 const pngType = "image/png"
 
+type screenshot struct {
+	InstanceName
+	Last bool `query:"last" doc:"The picture that was kept when its firmware found nothing to boot"`
+}
+
 type picture struct {
 	ContentType string `header:"Content-Type"`
 	Body        []byte
@@ -24,12 +29,16 @@ func (s *Server) screenRoutes() {
 	const tag = "guests"
 	shot := route(tag, "get-screenshot", http.MethodGet, "/v1/instances/{name}/screenshot", "See what a machine's screen shows")
 	shot.Responses = map[string]*huma.Response{"200": {Description: "The screen", Content: binaryBody(pngType)}}
-	handle(s, shot, func(ctx context.Context, in *InstanceName) (*picture, error) {
+	handle(s, shot, func(ctx context.Context, in *screenshot) (*picture, error) {
 		p, err := in.project()
 		if err != nil {
 			return nil, err
 		}
-		png, err := s.backend.Screenshot(ctx, p, in.Name)
+		look := s.backend.Screenshot
+		if in.Last {
+			look = s.backend.LastScreen
+		}
+		png, err := look(ctx, p, in.Name)
 		return &picture{ContentType: pngType, Body: png}, err
 	})
 	vnc := route(tag, "open-screen", http.MethodPost, "/v1/instances/{name}/vnc", "Prepare to see and use a machine's screen")

@@ -149,6 +149,7 @@ var Instance = Table{
 		Choices: []string{"bios", "uefi"}, Doc: "firmware that boots a disk",
 	},
 	{Key: "boot-order", Flag: "boot-order", Value: "DEVICE", Section: Hardware, Path: "spec.machine.bootOrder", parse: devices, shape: list, Doc: "what is tried, of disk, cdrom and network, separated by commas (default disk,cdrom)"},
+	{Key: "boot-timeout", Flag: "boot-timeout", Value: "TIME", Section: Hardware, Path: "spec.machine.bootSeconds", parse: seconds, Doc: "stop it when its firmware has found nothing to boot by then (default 5m; 0 for never)"},
 	{Key: "secure-boot", Flag: "secure-boot", Section: Hardware, Path: "spec.machine.secureBoot", parse: boolean, Doc: "UEFI that starts only what the makers signed"},
 	{Key: "tpm", Flag: "tpm", Section: Hardware, Path: "spec.machine.tpm", parse: boolean, Doc: "virtual TPM 2.0"},
 	{Key: "iso", Flag: "iso", Value: "IMAGE|FILE", Section: Hardware, Path: "spec.machine.iso", parse: medium, Doc: "medium in the CD drive: an imported one, or a file of the host"},

@@ -46,6 +46,7 @@ var (
 	_ engine.Engine    = (*Engine)(nil)
 	_ engine.Display   = (*Engine)(nil)
 	_ engine.Plugger   = (*Engine)(nil)
+	_ engine.Booter    = (*Engine)(nil)
 	_ engine.Saver     = (*Engine)(nil)
 	_ engine.Inspector = (*Engine)(nil)
 )

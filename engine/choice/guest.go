@@ -78,6 +78,15 @@ func (e *Engine) Screenshot(ctx context.Context, id string) ([]byte, error) {
 	return d.Screenshot(ctx, id)
 }
 
+// Boot implements engine.Booter.
+func (e *Engine) Boot(ctx context.Context, id string) (engine.BootState, error) {
+	b, err := capable[engine.Booter](e, id, "tell how its boot goes")
+	if err != nil {
+		return engine.BootState{}, err
+	}
+	return b.Boot(ctx, id)
+}
+
 const plug = "change the devices of a running guest"
 
 // AttachDisk implements engine.Plugger.

@@ -123,6 +123,9 @@ func (e *Engine) hangUp() {
 	e.closing.Wait()
 }
 
+// Answers tells whether there is a session with the guest's agent.
+func (e *Engine) Answers(id string) bool { return e.answers(id) }
+
 // answers tells whether there is a session with the guest's agent.
 func (e *Engine) answers(id string) bool {
 	e.mu.Lock()

@@ -194,7 +194,7 @@ func (e *Engine) find(id string) (*Guest, guests.Record, error) {
 }
 
 func (e *Engine) guest(r guests.Record) *Guest {
-	return &Guest{ID: r.ID, Dir: e.book.Dir(r.ID), PID: r.PID, Firmware: r.Machine.Firmware, System: r.System, Memory: api.Bytes(r.Machine.Memory)}
+	return &Guest{ID: r.ID, Dir: e.book.Dir(r.ID), PID: r.PID, Firmware: r.Machine.Firmware, System: r.System, Memory: api.Bytes(r.Machine.Memory), Started: r.Started}
 }
 
 func notRunning(id string) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
@@ -179,6 +180,7 @@ type Guest struct {
 	Firmware bool
 	System   bool
 	Memory   api.Bytes // its RAM, as it was started
+	Started  time.Time
 	// Exit is how the process ended, for Ended: User Mode Linux aborts when
 	// its guest's kernel panics.
 	Exit api.ExitStatus

@@ -266,6 +266,32 @@ func (c *Client) Drives(ctx context.Context) ([]Drive, error) {
 	return list, err
 }
 
+// BlockStat is what a disk or drive was asked for.
+type BlockStat struct {
+	Node  string `json:"node-name"`
+	Stats struct {
+		ReadBytes int64 `json:"rd_bytes"`
+		Writes    int64 `json:"wr_operations"`
+		Flushes   int64 `json:"flush_operations"`
+	} `json:"stats"`
+}
+
+// BlockStats are those of all disks and drives.
+func (c *Client) BlockStats(ctx context.Context) ([]BlockStat, error) {
+	var list []BlockStat
+	err := c.Execute(ctx, "query-blockstats", nil, &list)
+	return list, err
+}
+
+// PhysicalMemory prints bytes of the machine's memory, as its first CPU finds
+// it, in hexadecimal.
+func (c *Client) PhysicalMemory(ctx context.Context, at uint64, size int) (string, error) {
+	var text string
+	line := fmt.Sprintf("xp /%dxb 0x%x", size, at)
+	err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &text)
+	return text, err
+}
+
 // OpenPorts are the names of the character devices whose other end the guest
 // has opened.
 func (c *Client) OpenPorts(ctx context.Context) ([]string, error) {
