@@ -263,8 +263,10 @@ func (m *Machine) addPlatform(c Config) error {
 // Console is where to write what the guest shall receive on its serial port.
 func (m *Machine) Console() io.Writer { return m.serial }
 
-// CPUs and Memory are how much of them it has.
-func (m *Machine) CPUs() int      { return len(m.cpus) }
+// CPUs is how many processors it has.
+func (m *Machine) CPUs() int { return len(m.cpus) }
+
+// Memory is how many bytes of memory it has.
 func (m *Machine) Memory() uint64 { return m.memory.Size() }
 
 // Run lets the guest run until it ends, or ctx does.

@@ -53,6 +53,7 @@ func (f *fake) Stop(context.Context) error               { return f.note("stop")
 func (f *fake) AddDisk(_ context.Context, d Disk, file *os.File) error {
 	return f.note("disk %s %v %s", d.Name, d.ReadOnly, content(file))
 }
+
 func (f *fake) AddNet(_ context.Context, n Net, files []*os.File) error {
 	return f.note("net %s %s of %d", n.MAC, content(files[0]), len(files))
 }
@@ -60,10 +61,13 @@ func (f *fake) Remove(_ context.Context, r Remove) error { return f.note("remove
 func (f *fake) SetLimits(_ context.Context, l SetLimits) error {
 	return f.note("limit %s %d", l.Name, l.Limits.BytesPerSecond)
 }
+
 func (f *fake) SetMemory(_ context.Context, m SetMemory) error { return f.note("memory %d", m.Bytes) }
+
 func (f *fake) ResizeDisk(_ context.Context, r ResizeDisk) error {
 	return f.note("resize %s %d", r.Name, r.Bytes)
 }
+
 func (f *fake) Save(_ context.Context, o Save, state, memory *os.File) error {
 	return f.note("save %v %s %s", o.Changes, content(state), content(memory))
 }

@@ -99,7 +99,7 @@ func Map(f *os.File, size uint64, sharing int) (*Memory, error) {
 	for _, r := range layout(size) {
 		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, sharing|unix.MAP_NORESERVE)
 		if err != nil {
-			m.unmap()
+			_ = m.unmap() // what there is of it
 			return nil, fmt.Errorf("map %d bytes of the guest's memory: %w", r.size, err)
 		}
 		m.regions = append(m.regions, Region{Guest: r.guest, Offset: r.offset, Host: host})

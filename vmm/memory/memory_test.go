@@ -43,11 +43,24 @@ func TestOnlyWhatIsThereIsReached(t *testing.T) {
 		addr, n uint64
 		ok      bool
 	}{
-		{0, 0, true}, {0, 1, true}, {HoleStart - 1, 1, true}, {HoleStart - 1, 2, false},
-		{HoleStart, 1, false}, {HoleStart, 0, false}, {HoleEnd - 1, 1, false}, {HoleEnd - 1, 2, false},
-		{HoleEnd, 8 * PageSize, true}, {HoleEnd, 8*PageSize + 1, false}, {top - 1, 1, true}, {top, 1, false},
-		{math.MaxUint64, 1, false}, {math.MaxUint64, 2, false}, {1, math.MaxUint64, false}, {HoleEnd, math.MaxUint64, false},
-		{0, HoleStart, true}, {0, HoleStart + 1, false},
+		{0, 0, true},
+		{0, 1, true},
+		{HoleStart - 1, 1, true},
+		{HoleStart - 1, 2, false},
+		{HoleStart, 1, false},
+		{HoleStart, 0, false},
+		{HoleEnd - 1, 1, false},
+		{HoleEnd - 1, 2, false},
+		{HoleEnd, 8 * PageSize, true},
+		{HoleEnd, 8*PageSize + 1, false},
+		{top - 1, 1, true},
+		{top, 1, false},
+		{math.MaxUint64, 1, false},
+		{math.MaxUint64, 2, false},
+		{1, math.MaxUint64, false},
+		{HoleEnd, math.MaxUint64, false},
+		{0, HoleStart, true},
+		{0, HoleStart + 1, false},
 	} {
 		b, err := m.Slice(c.addr, c.n)
 		if (err == nil) != c.ok || c.ok && (uint64(len(b)) != c.n || uint64(cap(b)) != c.n) {

@@ -63,10 +63,6 @@ func NewMSIX(s *Space, n, bar int, table, pending uint32, out Messages) (*MSIX, 
 	return m, nil
 }
 
-// TableSize is how much of the BAR the table takes, PendingSize the bits.
-func (m *MSIX) TableSize() uint64   { return uint64(len(m.table)) }
-func (m *MSIX) PendingSize() uint64 { return uint64((len(m.pending) + 63) / 64 * 8) }
-
 // ReadTable is a read of the guest from the table.
 func (m *MSIX) ReadTable(offset uint64, data []byte) {
 	m.mu.Lock()

@@ -190,8 +190,11 @@ func (b *Bus) SetAddress(a uint32) {
 	b.address = a
 }
 
-// PortBase is where Ports are.
-const PortBase, PortCount = 0xcf8, 8
+// PortBase is where Ports are, and PortCount how many.
+const (
+	PortBase  = 0xcf8
+	PortCount = 8
+)
 
 type configPorts struct{ bus *Bus }
 

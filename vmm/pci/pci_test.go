@@ -22,6 +22,7 @@ func (c *card) ReadBAR(n int, _ uint64, data []byte) {
 		data[i] = byte(n + 1)
 	}
 }
+
 func (c *card) WriteBAR(_ int, offset uint64, data []byte) {
 	c.wrote = append([]byte{byte(offset)}, data...)
 }
