@@ -23,9 +23,12 @@ func (c *Code) emit(op []byte, words ...uint32) {
 	}
 }
 
-// Out8 and Out32 write to a port.
-func (c *Code) Out8(port uint16, v byte)    { c.outAX(port, uint32(v), 0xee) }
+// Out8 writes a byte to a port.
+func (c *Code) Out8(port uint16, v byte) { c.outAX(port, uint32(v), 0xee) }
+
+// Out32 writes 32 bits to a port.
 func (c *Code) Out32(port uint16, v uint32) { c.outAX(port, v, 0xef) }
+
 func (c *Code) outAX(port uint16, v uint32, op byte) {
 	c.emit([]byte{0xba}, uint32(port)) // mov edx, port
 	c.emit([]byte{0xb8}, v)            // mov eax, v
@@ -46,17 +49,19 @@ func (c *Code) Copy8(port uint16, from uint32) {
 	c.emit([]byte{0xee})
 }
 
-// Store8, Store16 and Store32 write to memory.
+// Store8 writes a byte to memory.
 func (c *Code) Store8(at uint32, v byte) {
 	c.emit([]byte{0xc6, 0x05}, at)
 	*c = append(*c, v)
 }
 
+// Store16 writes 16 bits to memory.
 func (c *Code) Store16(at uint32, v uint16) {
 	c.emit([]byte{0x66, 0xc7, 0x05}, at)
 	*c = append(*c, byte(v), byte(v>>8))
 }
 
+// Store32 writes 32 bits to memory.
 func (c *Code) Store32(at, v uint32) { c.emit([]byte{0xc7, 0x05}, at, v) }
 
 // Increment adds one to memory.
