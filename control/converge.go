@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/cleave-project/cleave/api"
@@ -72,9 +73,8 @@ func (t *task) run(ctx context.Context) error {
 	case g != nil && t.saving():
 		return t.save(ctx, g)
 	}
-	restart := t.has("instance.restart")
 	switch want := t.in.Spec.Power; {
-	case g != nil && (want == api.PowerStopped || (restart != nil && g.Started.Before(restart.Created))):
+	case g != nil && (want == api.PowerStopped || t.replaces()):
 		return t.stop(ctx, g)
 	case g == nil && want != api.PowerStopped:
 		if t.user() == nil && t.c.heldBack(t.in.ID) {
@@ -88,6 +88,16 @@ func (t *task) run(ctx context.Context) error {
 	}
 	return t.settle(nil)
 }
+
+// replaces tells whether the guest that runs is the one that a restart found
+// running, and not the one that it started.
+func (t *task) replaces() bool {
+	restart := t.has("instance.restart")
+	return restart != nil && restart.Labels[opReplaces] == epochOf(t.in)
+}
+
+// epochOf names the guest that an instance's record tells of.
+func epochOf(in *api.Instance) string { return strconv.FormatInt(in.Status.Epoch, 10) }
 
 // has finds an open operation of a kind.
 func (t *task) has(verb string) *api.Operation {

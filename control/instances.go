@@ -256,6 +256,7 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 		if !req.Save { // one that can't be saved runs on
 			in.Spec.Power = power
 		}
+		op.Labels[opReplaces] = epochOf(in)
 		return nil
 	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Create(op).Always()} })
 	if err != nil {

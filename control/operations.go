@@ -21,15 +21,16 @@ const (
 // opKey labels an operation with the caller's idempotency key, its prefix
 // opParam with what the work needs to know.
 const (
-	opKey     = "idempotency-key"
-	opForce   = "force"
-	opTimeout = "timeout"
-	opSave    = "save"
-	opTo      = "to"   // of a copy: its name
-	opKind    = "kind" // of a copy, and its id:
-	opCopy    = "copy"
-	opFresh   = "fresh"
-	opObject  = "object" // id of the object it works on
+	opKey      = "idempotency-key"
+	opForce    = "force"
+	opTimeout  = "timeout"
+	opSave     = "save"
+	opTo       = "to"   // of a copy: its name
+	opKind     = "kind" // of a copy, and its id:
+	opCopy     = "copy"
+	opFresh    = "fresh"
+	opReplaces = "replaces" // the epoch of the guest at the time
+	opObject   = "object"   // id of the object it works on
 )
 
 // operations is the live side of the operations in the store: their
