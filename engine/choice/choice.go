@@ -237,7 +237,8 @@ func (e *Engine) Destroy() {
 // Close implements engine.Engine. Exits that nobody takes are dropped.
 func (e *Engine) Close() error {
 	err := e.closeMembers()
-	for range e.exits { //nolint:revive // until it is closed
+	for range e.exits {
+		continue // until it is closed
 	}
 	return err
 }

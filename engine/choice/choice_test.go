@@ -37,15 +37,19 @@ func (f *fake) Kind() api.Kind { return api.KindVM }
 func (f *fake) Probe(context.Context) (engine.Capabilities, []api.Finding) {
 	return f.caps, []api.Finding{{Name: f.name}}
 }
-func (f *fake) Fits(context.Context, *engine.Spec) error            { return f.fits }
-func (f *fake) SetKeeper(context.Context, *keeper.Client) error     { f.note("keeper"); return nil }
-func (f *fake) Destroy()                                            { f.note("destroy") }
-func (f *fake) List(context.Context) ([]engine.Guest, error)        { return f.guests, nil }
-func (f *fake) Exits() <-chan engine.Exit                           { return f.exits }
-func (f *fake) Clean(_ context.Context, id string) error            { f.note("clean " + id); return nil }
-func (f *fake) Forget(_ context.Context, id string) error           { f.note("forget " + id); return nil }
-func (f *fake) Pause(_ context.Context, id string) error            { f.note("pause " + id); return nil }
+func (f *fake) Fits(context.Context, *engine.Spec) error        { return f.fits }
+func (f *fake) SetKeeper(context.Context, *keeper.Client) error { f.note("keeper"); return nil }
+func (f *fake) Destroy()                                        { f.note("destroy") }
+func (f *fake) List(context.Context) ([]engine.Guest, error)    { return f.guests, nil }
+func (f *fake) Exits() <-chan engine.Exit                       { return f.exits }
+func (f *fake) Clean(_ context.Context, id string) error        { f.note("clean " + id); return nil }
+
+func (f *fake) Forget(_ context.Context, id string) error { f.note("forget " + id); return nil }
+
+func (f *fake) Pause(_ context.Context, id string) error { f.note("pause " + id); return nil }
+
 func (f *fake) Agent(_ context.Context, _ string) (net.Conn, error) { return nil, errors.New(f.name) }
+
 func (f *fake) Start(_ context.Context, s *engine.Spec) (*engine.Guest, error) {
 	f.note("start " + s.ID)
 	return &engine.Guest{ID: s.ID}, f.startErr

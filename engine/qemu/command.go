@@ -120,11 +120,6 @@ func (c *commandLine) machine(p *machine.Plan, h host) {
 	c.add("-smp", cpus, "-m", fmt.Sprintf("%dM", m.Memory/api.MiB))
 }
 
-// ownTerminal tells whether standard input and output are a terminal.
-func ownTerminal(p *machine.Plan) bool {
-	return ownSystem(p) || p.Proc.TTY
-}
-
 // streams adds the serial console and, for an entry point of ours, the ports
 // by which its output comes.
 func (c *commandLine) streams(p *machine.Plan, s given) {

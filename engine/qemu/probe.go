@@ -32,18 +32,18 @@ func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding
 	}
 	for _, a := range archs {
 		path, err := m.tools.find(ctx, a)
-		if a.name == runtime.GOARCH {
-			if err != nil {
-				caps.Reason = api.AsError(err)
-				add("QEMU", missing, caps.Reason.Message, caps.Reason.Hint)
-				return caps, findings
-			}
+		switch own := a.name == runtime.GOARCH; {
+		case own && err != nil:
+			caps.Reason = api.AsError(err)
+			add("QEMU", missing, caps.Reason.Message, caps.Reason.Hint)
+			return caps, findings
+		case own:
 			caps.Archs = append([]string{a.name}, caps.Archs...)
 			add("QEMU", ok, m.tools.describe(path), "")
-		} else if err == nil {
+		case err == nil:
 			caps.Archs = append(caps.Archs, a.name)
 			add("architecture "+a.name, ok, "translated, by "+path, "")
-		} else if api.IsCode(err, api.CodeUnsupported) {
+		case api.IsCode(err, api.CodeUnsupported):
 			add("architecture "+a.name, missing, api.AsError(err).Message, api.AsError(err).Hint)
 		}
 	}

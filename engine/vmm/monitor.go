@@ -68,7 +68,7 @@ func do(ctx context.Context, g *machine.Guest, request func(context.Context, *co
 	c := control.NewClient(conn)
 	defer c.Close()
 	err = request(ctx, c)
-	if e := (net.Error)(nil); errors.As(err, &e) || errors.Is(err, io.EOF) {
+	if e := net.Error(nil); errors.As(err, &e) || errors.Is(err, io.EOF) {
 		return machine.Unanswered(g.ID, err)
 	}
 	return err

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,7 +84,7 @@ var clocks = []check{
 		if err != nil {
 			return "", err
 		}
-		spin(20 * time.Millisecond)
+		runtime.KeepAlive(spin(20 * time.Millisecond))
 		to, err := clock(unix.CLOCK_PROCESS_CPUTIME_ID)
 		if err != nil {
 			return "", err

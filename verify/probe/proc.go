@@ -57,7 +57,7 @@ var procs = []check{
 		if err := unix.Sysinfo(&si); err != nil {
 			return "", err
 		}
-		return is(free < total && uint64(total)*1024 == uint64(si.Totalram)*uint64(si.Unit))
+		return is(free < total && uint64(total)*1024 == si.Totalram*uint64(si.Unit))
 	}},
 	{"CPUs are as many as can be used", func(string) (string, error) {
 		b, err := os.ReadFile("/proc/cpuinfo")

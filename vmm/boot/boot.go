@@ -108,7 +108,7 @@ func identityMap(m *memory.Memory) error {
 		return err
 	}
 	for i := range uint64(4) {
-		dir := uint64(pageTableAddr + (2+i)*table)
+		dir := pageTableAddr + (2+i)*table
 		if err := put64(m, pageTableAddr+table+i*8, dir|present); err != nil {
 			return err
 		}

@@ -206,8 +206,9 @@ func (v *VM) SetRoutes(routes []Route) error {
 		return fmt.Errorf("%d interrupt routes are too many", len(routes))
 	}
 	type entry struct {
-		gsi, kind, flags, pad uint32
-		u                     [8]uint32
+		gsi, kind uint32
+		_         [2]uint32 // flags and padding
+		u         [8]uint32
 	}
 	// The header is 8 bytes before the first entry: the end of another.
 	m := make([]entry, 1+len(routes))

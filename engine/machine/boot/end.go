@@ -3,6 +3,7 @@ package boot
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -51,7 +52,7 @@ func (m *machine) end(lines []*port) {
 // settle leaves disks without a journal to be replayed, if that can be done:
 // their file systems are read-only when nobody writes to them any more.
 func (m *machine) settle() {
-	disks := append(m.volumes, m.plugged.files()...)
+	disks := slices.Concat(m.volumes, m.plugged.files())
 	if m.disk != nil {
 		_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 		disks = append(disks, m.disk)
