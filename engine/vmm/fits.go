@@ -53,9 +53,7 @@ func (m *monitor) fits(spec *engine.Spec) error {
 		}
 	}
 	if s.Restore != "" {
-		if err := isOurs(s.Restore); err != nil {
-			return no("spec.machine", "can't go on from memory that another engine saved: %v", err)
-		}
+		return no("spec.machine", "can't go on from saved memory")
 	}
 	return m.works()
 }

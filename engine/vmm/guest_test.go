@@ -96,42 +96,6 @@ func TestRootDiskGrowsWhileTheGuestRuns(t *testing.T) {
 	}
 }
 
-func TestGuestGoesOnFromSavedMemory(t *testing.T) {
-	e := newEngine(t)
-	spec := newSpec(t, "echo kept > /tmp/f; exec sleep 1000")
-	start(t, e, spec)
-	run(t, e, spec.ID, "echo in memory > /dev/shm/f")
-	before := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id")
-	path := filepath.Join(t.TempDir(), "memory")
-	if err := e.Save(t.Context(), spec.ID, path); err != nil {
-		t.Fatal(err)
-	}
-	if s := waitExit(t, e, spec.ID); s.Reason != "poweroff" || s.Code != 0 {
-		t.Errorf("exit %+v", s)
-	}
-	if err := e.Clean(t.Context(), spec.ID); err != nil {
-		t.Fatal(err)
-	}
-	again := *spec
-	machine := *spec.Machine
-	machine.Restore = path
-	again.Machine = &machine
-	if err := e.Fits(t.Context(), &again); err != nil {
-		t.Error(err)
-	}
-	begin := time.Now()
-	if _, err := e.Start(t.Context(), &again); err != nil {
-		t.Fatalf("%v\n%s", err, guestLog(e, spec.ID))
-	}
-	t.Logf("went on in %v", time.Since(begin).Round(time.Millisecond))
-	if out := run(t, e, spec.ID, "cat /dev/shm/f"); out != "in memory" {
-		t.Errorf("%q", out)
-	}
-	if after := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id"); after != before {
-		t.Error("it booted")
-	}
-}
-
 func TestMonitorIsShutIn(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "exec sleep 1000")
@@ -166,7 +130,7 @@ func TestMonitorIsShutIn(t *testing.T) {
 	}
 }
 
-func TestSystemReboots(t *testing.T) {
+func TestSystemIsInspected(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "")
 	spec.System = true

@@ -22,7 +22,7 @@ type Options struct {
 }
 
 // Engine runs virtual machines by cleave-vmm. It implements engine.Engine,
-// engine.Plugger, engine.Grower and engine.Saver.
+// engine.Plugger and engine.Grower.
 type Engine struct {
 	*machine.Engine
 	mon *monitor
@@ -32,7 +32,6 @@ var (
 	_ engine.Engine   = (*Engine)(nil)
 	_ engine.Plugger  = (*Engine)(nil)
 	_ engine.Grower   = (*Engine)(nil)
-	_ engine.Saver    = (*Engine)(nil)
 	_ machine.Monitor = (*monitor)(nil)
 	_ machine.Teller  = (*monitor)(nil)
 )
