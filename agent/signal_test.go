@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -140,5 +141,14 @@ func TestBackgroundProcessDoesNotHoldExec(t *testing.T) {
 				t.Errorf("exit %d, %d bytes", r.code, len(r.stdout))
 			}
 		})
+	}
+}
+
+func TestCommandsHearWhatTheAgentsParentIgnores(t *testing.T) {
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Reset(unix.SIGHUP)
+	c := startServe(t).dial(t)
+	if r := command(t, c, sh("kill -HUP $$; echo deaf"), nil); r.stdout != "" || r.code != 128+int(unix.SIGHUP) {
+		t.Errorf("got %+v", r)
 	}
 }

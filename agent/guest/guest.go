@@ -18,6 +18,8 @@ package guest
 import (
 	"math"
 	"net"
+	"os"
+	"os/signal"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -87,8 +89,15 @@ func Init(p Process, l net.Listener, started func(error)) (exitCode int) {
 
 // prepareSelf sets what all processes that the agent starts inherit: no
 // descriptor of whoever started the agent, wherever it forgot one (one of a
-// host directory is a way out, CVE-2024-21626), and the usual umask.
+// host directory is a way out, CVE-2024-21626), the usual umask, and no
+// signal that is ignored because whoever started the agent ignores it, as
+// nohup(1) does: Go leaves these two as they are.
 func prepareSelf() error {
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s) // a handler is the default again in who is executed
+		}
+	}
 	debug.SetGCPercent(gcPercent)
 	unix.Umask(0o022)
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
