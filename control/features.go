@@ -125,6 +125,12 @@ func (c *Controller) able(ctx context.Context, in *api.Instance) error {
 		return api.Errorf(api.CodeUnsupported, "instance %q needs %s, which kind %s does not have here", in.Name, what, w.Kind()).
 			WithField(f.field).WithHint("%s", hint)
 	}
+	for i, name := range d.disks {
+		if slices.Contains(d.disks[:i], name) {
+			return api.Errorf(api.CodeInvalid, "instance %q has volume %q twice, which is a disk", in.Name, name).WithField("spec.mounts").
+				WithHint("mount it at one place")
+		}
+	}
 	if m := in.Spec.Resources.Memory; m > 0 && m < caps.MinMemory {
 		return api.Errorf(api.CodeInvalid, "nothing boots in %s of memory", m).WithField("spec.resources.memory").
 			WithHint("kind %s needs at least %s", w.Kind(), caps.MinMemory)

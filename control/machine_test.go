@@ -357,3 +357,46 @@ func TestMemoryThatCantBeGivenNowWaitsForTheNextStart(t *testing.T) {
 		t.Errorf("%v, %q", op.Error, op.Step)
 	}
 }
+
+// What a guest's kept memory knows of a disk stays true.
+func TestKeptMemoryHoldsItsDisks(t *testing.T) {
+	w := newWorld(t, newVM())
+	if _, err := w.c.CreateVolume(t.Context(), &api.Volume{Meta: api.Meta{Name: "data"}, Spec: api.VolumeSpec{Type: api.VolumeDisk, Size: api.GiB}}); err != nil {
+		t.Fatal(err)
+	}
+	with := vm(func(s *api.InstanceSpec) { s.Mounts = []api.Mount{{Volume: "data", Target: "/data"}} })
+	w.launch("a", with)
+	w.finish(w.c.PowerInstance(t.Context(), "", "a", PowerRequest{Action: "stop", Save: true}))
+	if !w.get("a").Status.Saved {
+		t.Fatalf("%+v", w.get("a").Status)
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if !api.IsCode(err, api.CodeInUse) || !strings.Contains(err.Error(), "memory that is kept of a") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	op := w.finish(w.c.CreateInstance(t.Context(), &api.Instance{Meta: api.Meta{Name: "b"}, Spec: with}, true))
+	refused("another guest", op.Error)
+	_, err := w.c.PatchVolume(t.Context(), "", "data", 0, []byte(`{"spec":{"size":"2GiB"}}`))
+	refused("another size", err)
+	if op := w.finish(w.c.PowerInstance(t.Context(), "", "a", PowerRequest{Action: "start", Fresh: true})); op.Error != nil {
+		t.Fatal(op.Error)
+	}
+	if _, err = w.c.PatchVolume(t.Context(), "", "data", 0, []byte(`{"spec":{"size":"2GiB"}}`)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDiskIsMountedOnce(t *testing.T) {
+	w := newWorld(t, newVM())
+	if _, err := w.c.CreateVolume(t.Context(), &api.Volume{Meta: api.Meta{Name: "data"}, Spec: api.VolumeSpec{Type: api.VolumeDisk, Size: api.GiB}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.c.CreateInstance(t.Context(), &api.Instance{Meta: api.Meta{Name: "a"}, Spec: vm(func(s *api.InstanceSpec) {
+		s.Mounts = []api.Mount{{Volume: "data", Target: "/a"}, {Volume: "data", Target: "/b"}}
+	})}, false)
+	if !api.IsCode(err, api.CodeInvalid) || !strings.Contains(err.Error(), "twice") {
+		t.Error(err)
+	}
+}

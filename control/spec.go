@@ -153,20 +153,31 @@ func (c *Controller) mount(ctx context.Context, in *api.Instance, m api.Mount) (
 }
 
 // diskFree refuses to let a second guest at a disk that one of them writes
-// to: neither would know what the other does to the file system.
+// to: neither would know what the other does to the file system. Memory that
+// is kept of a guest knows of its disks, too.
 func (c *Controller) diskFree(v *api.Volume, in *api.Instance, readOnly bool) error {
 	for _, other := range c.instances.All() {
-		if other.ID == in.ID || other.Project != v.Project || c.live(other.ID) == nil {
+		if other.ID == in.ID || other.Project != v.Project || c.live(other.ID) == nil && !other.Status.Saved {
 			continue
 		}
 		for _, m := range allMounts(other) {
-			if m.Volume == v.Name && !(m.ReadOnly && readOnly) {
+			switch {
+			case m.Volume != v.Name || m.ReadOnly && readOnly:
+			case other.Status.Saved:
+				return kept(v, other).WithField("spec.mounts")
+			default:
 				return api.Errorf(api.CodeInUse, "volume %q is a disk, and %s has it", v.Name, other.Name).WithField("spec.mounts").
 					WithHint("stop %s first, or mount it read-only in both", other.Name)
 			}
 		}
 	}
 	return nil
+}
+
+// kept is the refusal to touch a disk that a guest's kept memory knows of.
+func kept(v *api.Volume, in *api.Instance) *api.Error {
+	return api.Errorf(api.CodeInUse, "volume %q is a disk, and the memory that is kept of %s goes on with it as it is", v.Name, in.Name).
+		WithHint("start %s and stop it without --save, or discard its memory: `cleave start %s --fresh`", in.Name, in.Name)
 }
 
 // releaseVolumes says that the instance's guest uses them no more. A named

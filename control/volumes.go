@@ -176,6 +176,11 @@ func (c *Controller) PatchVolume(ctx context.Context, project, name string, revi
 		if n.Spec.Type == api.VolumeDisk && n.Spec.Size < size {
 			return shrunk("spec.size", name)
 		}
+		for _, user := range c.volumeUsers(n) {
+			if in, err := c.instances.Get(n.Project, user); err == nil && n.Spec.Type == api.VolumeDisk && in.Status.Saved {
+				return kept(n, in).WithField("spec.size")
+			}
+		}
 		d, err := c.driver(cmp.Or(pool, defaultPool))
 		if err == nil {
 			err = c.volumeFits(ctx, n)
