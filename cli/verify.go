@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
@@ -11,6 +12,9 @@ import (
 	"github.com/cleave-project/cleave/verify"
 	"github.com/spf13/cobra"
 )
+
+// verifiable are the kinds that can be asked for.
+var verifiable = []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}
 
 func (a *app) verifyCmd() *cobra.Command {
 	var kinds []string
@@ -25,7 +29,7 @@ It starts guests of the image base and deletes them again. It must run on the da
   cleave verify --kind container,vm -o json`,
 		Args: args(0, 0, ""),
 	}
-	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these: container, pvm, vm")
+	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these `KINDS`: "+strings.Join(verifiable, ", "))
 	cmd.Flags().BoolVar(&quick, "quick", false, "measure work for a fifth of a second: less exact, and done in half the time")
 	f := showFormat(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -42,6 +46,9 @@ It starts guests of the image base and deletes them again. It must run on the da
 		}
 		o := verify.Options{Client: c, Probe: path, Quick: quick, Progress: func(step string) { a.note("%s", step) }}
 		for _, k := range kinds {
+			if !slices.Contains(verifiable, k) {
+				return usagef("--kind %s: choose of %s", k, strings.Join(verifiable, ", "))
+			}
 			o.Kinds = append(o.Kinds, api.Kind(k))
 		}
 		r, err := verify.Run(cmd.Context(), o)
