@@ -416,6 +416,8 @@ func (c *Controller) patched(in *api.Instance, patch []byte) (*api.Instance, err
 		return nil, fixed("spec.root.pool", in.Name)
 	case ownSystem(in) != ownSystem(n):
 		return nil, fixed("spec.machine.firmware", in.Name)
+	case archOf(n) != archOf(in): // what it has written is of the other
+		return nil, fixed("spec.machine.arch", in.Name)
 	case isMachine(in) && isMachine(n) && rootSize(n, nil) < rootSize(in, nil):
 		return nil, shrunk("spec.root.size", in.Name)
 	}

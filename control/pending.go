@@ -39,14 +39,15 @@ func restartFields(s *api.InstanceSpec) []any {
 	}
 }
 
-// keepRestartFields leaves in live what a running guest has.
+// keepRestartFields leaves in live what a running guest has. Its medium and
+// how long it may take to boot are no part of what it is.
 func keepRestartFields(live, was *api.InstanceSpec) {
-	iso := live.Machine.ISO
+	iso, boot := live.Machine.ISO, live.Machine.BootSeconds
 	from := restartFields(was)
 	for i, f := range restartFields(live) {
 		reflect.ValueOf(f).Elem().Set(reflect.ValueOf(from[i]).Elem())
 	}
-	live.Machine.ISO = iso
+	live.Machine.ISO, live.Machine.BootSeconds = iso, boot
 }
 
 // changesMachine tells whether a guest that goes on from its memory would

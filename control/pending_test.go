@@ -108,3 +108,15 @@ func TestSavedMemoryIsThatOfTheMachineThatRan(t *testing.T) {
 		t.Errorf("restarted with %s, runs with %+v", s.Machine.Memory, w.running("a"))
 	}
 }
+
+func TestArchitectureStaysAndBootTimeChangesAtOnce(t *testing.T) {
+	w := newWorld(t, newVM())
+	w.launch("a", vm())
+	if _, err := w.c.PatchInstance(t.Context(), "", "a", 0, []byte(`{"spec":{"machine":{"arch":"riscv64"}}}`)); !api.IsCode(err, api.CodeUnsupported) {
+		t.Error(err)
+	}
+	w.launch("own", api.InstanceSpec{Kind: api.KindVM})
+	if op := w.patch("own", `{"spec":{"machine":{"bootSeconds":7}}}`); op.Error != nil || op.Step != "" || w.running("own") != nil {
+		t.Errorf("%v, %q, %+v", op.Error, op.Step, w.running("own"))
+	}
+}
