@@ -156,7 +156,7 @@ func group(string) (string, error) {
 		_ = a.Wait()
 		return "", err
 	}
-	err := unix.Kill(-a.Process.Pid, unix.SIGHUP)
+	err := unix.Kill(-a.Process.Pid, unix.SIGTERM)
 	if err != nil {
 		_ = a.Process.Kill()
 		_ = b.Process.Kill()
