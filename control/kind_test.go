@@ -103,3 +103,23 @@ func TestACopyHasFilesAndSettingsAndItsOwnAddresses(t *testing.T) {
 	}
 	w.clean(in.ID, to.ID)
 }
+
+// What the last daemon had a machine do is not taken for its instance's guest.
+func TestUpkeepOfTheLastDaemonIsEnded(t *testing.T) {
+	v := newVM()
+	w := newWorld(t, v)
+	in := w.stopped("a", vm(), engine.RootDisk)
+	v.mu.Lock()
+	v.guests[in.ID] = &engine.Guest{ID: in.ID, PID: 1, Running: true, Upkeep: true}
+	v.mu.Unlock()
+	w.restart()
+	v.mu.Lock()
+	left := v.guests[in.ID]
+	v.mu.Unlock()
+	if left != nil || w.c.live(in.ID) != nil {
+		t.Errorf("it runs: %+v", left)
+	}
+	if op := w.finish(w.c.CopyInstance(t.Context(), "", "a", "b", api.KindVM)); op.Error != nil {
+		t.Error(op.Error)
+	}
+}

@@ -185,11 +185,11 @@ func (c *Controller) recoverGuests(ctx context.Context, e engine.Engine) error {
 		switch {
 		case in == nil:
 			err = errors.Join(e.Clean(ctx, f.ID), e.Forget(ctx, f.ID))
-		case kindOf(in) != e.Kind(): // its wall was being changed
+		case kindOf(in) != e.Kind(), f.Upkeep: // its files were being moved, which begins anew
 			err = e.Clean(ctx, f.ID)
 		}
-		if in == nil || kindOf(in) != e.Kind() {
-			c.log.Warn("ended a guest without a record", "id", f.ID, "error", err)
+		if in == nil || kindOf(in) != e.Kind() || f.Upkeep {
+			c.log.Warn("ended a guest that the last daemon was at work with", "id", f.ID, "error", err)
 			continue
 		}
 		g := c.expect(f.ID)

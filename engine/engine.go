@@ -131,6 +131,8 @@ type Guest struct {
 	Ended   time.Time
 	// Lost says what could not be kept when the keeper was replaced.
 	Lost []string
+	// Upkeep says that it was started with Spec.Maintenance.
+	Upkeep bool
 	// Engine is the name of the guest's own engine where several build walls
 	// of a kind; else empty.
 	Engine string

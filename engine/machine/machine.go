@@ -151,6 +151,9 @@ func (e *Engine) LogDir(id string) string { return e.opts.LogDir(id) }
 func (e *Engine) List(ctx context.Context) ([]engine.Guest, error) {
 	list, err := e.book.List(ctx)
 	for i, g := range list {
+		if r, err := e.book.Read(g.ID); err == nil && r.Machine != nil {
+			list[i].Upkeep = r.Machine.Maintenance
+		}
 		// Nobody saw the monitor's process end, but the guest has said how it
 		// did, perhaps.
 		if !g.Running && g.Exit != nil && g.Exit.Code == -1 {
