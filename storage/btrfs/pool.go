@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -241,11 +242,18 @@ func (p *pool) Unmount(context.Context) error {
 	p.grower.Close()
 	p.commit.Close()
 	p.dir.Close()
-	if err := p.file.unmount(); err != nil {
+	err = p.file.unmount()
+	for end := time.Now().Add(busyTime); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = p.file.unmount() {
+		time.Sleep(20 * time.Millisecond) // nothing tells when the last one leaves
+	}
+	if err != nil {
 		return p.busy("unmount", err)
 	}
 	return os.Remove(p.file.point)
 }
+
+// busyTime is for programs of the host that have a look at the pool just then.
+const busyTime = 5 * time.Second
 
 func (p *pool) busy(what string, err error) error {
 	return api.Errorf(api.CodeInUse, "%s pool %q: unmount %s: %w", what, p.config.Name, p.file.point, err).
