@@ -67,8 +67,12 @@ func pidfdOutcome(pidfd int) outcome {
 // alive tells whether the process of a pidfd has not ended yet.
 func alive(pidfd int) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n == 0
+	for {
+		n, err := unix.Poll(fds, 0) // a signal ends even a call that doesn't wait
+		if err != unix.EINTR {
+			return err == nil && n == 0
+		}
+	}
 }
 
 // procStat is the part of /proc/PID/stat (proc_pid_stat(5)) that tells a

@@ -12,14 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Alive tells whether the recorded process still runs.
+// Alive tells whether the recorded process still runs. Its pidfd says so and
+// not the state in /proc, which is that of its first thread: a killed process
+// whose first thread is a zombie may have others on their way out.
 func (r *Record) Alive() bool {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(r.PID) + "/stat")
+	fd, err := unix.PidfdOpen(r.PID, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return false
 	}
-	state, started, err := parseStat(string(text))
-	return err == nil && started == r.StartTime && state != 'Z' && state != 'X'
+	defer unix.Close(fd)
+	if now, err := StartTime(r.PID); err != nil || now != r.StartTime {
+		return false
+	}
+	return !over(fd)
+}
+
+// over tells whether the last thread of a pidfd's process is gone.
+func over(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return n > 0 || err != nil
+		}
+	}
 }
 
 // StartTime is a process's start in ticks since boot: with the PID it names a
@@ -29,21 +45,19 @@ func StartTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	_, started, err := parseStat(string(text))
-	return started, err
+	return parseStat(string(text))
 }
 
-// parseStat reads fields 3 and 22 of a stat line (proc_pid_stat(5)): state
-// and start time. The second field is the command in parentheses, and may
-// hold any byte; no later field has a parenthesis.
-func parseStat(stat string) (state byte, started uint64, err error) {
+// parseStat reads field 22 of a stat line (proc_pid_stat(5)), the start time.
+// The second field is the command in parentheses, and may hold any byte; no
+// later field has a parenthesis.
+func parseStat(stat string) (started uint64, err error) {
 	if i := strings.LastIndexByte(stat, ')'); i >= 0 {
 		if f := strings.Fields(stat[i+1:]); len(f) > 19 {
-			started, err = strconv.ParseUint(f[19], 10, 64)
-			return f[0][0], started, err
+			return strconv.ParseUint(f[19], 10, 64)
 		}
 	}
-	return 0, 0, fmt.Errorf("process status %q has no start time", stat)
+	return 0, fmt.Errorf("process status %q has no start time", stat)
 }
 
 // End kills a guest's first process and waits until its last process has
@@ -113,10 +127,6 @@ func waitReadable(ctx context.Context, fd int) error {
 	if err != nil {
 		return err
 	}
-	err = conn.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return n > 0 || err != nil && err != unix.EINTR
-	})
+	err = conn.Read(func(fd uintptr) bool { return over(int(fd)) })
 	return errors.Join(err, ctx.Err())
 }
