@@ -151,7 +151,7 @@ func (a *app) imageBuildCmd() *cobra.Command {
 		Use:   "build DISTRIBUTION:RELEASE",
 		Short: "Make an image with the distribution's own bootstrap tool",
 		Example: `  cleave image build debian:bookworm
-  cleave image build debian:bookworm --system --include openssh-server,vim --name lab`,
+  cleave image build debian:bookworm --system --include nginx,vim --name lab`,
 		Args:              args(1, 1, "DISTRIBUTION:RELEASE"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}

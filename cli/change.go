@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
@@ -81,11 +82,13 @@ func (a *app) copyCmd() *cobra.Command {
 		Args:              args(2, 2, "NAME NEWNAME"),
 		ValidArgsFunction: a.complete(1, instanceNames(api.PhaseStopped, api.PhaseFailed)),
 	}
-	kinds := []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}
-	cmd.Flags().StringVar(&kind, "kind", "", "the wall around the copy: "+strings.Join(kinds, ", ")+" (default: the same)")
+	cmd.Flags().StringVar(&kind, "kind", "", "the wall around the copy: "+strings.Join(kindNames, ", ")+" (default: the same)")
 	named(cmd.Flags(), "kind", "KIND")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kindNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if kind != "" && !slices.Contains(kindNames, kind) {
+			return usagef("--kind %s: choose from %s", kind, strings.Join(kindNames, ", "))
+		}
 		c, err := a.client()
 		if err != nil {
 			return err

@@ -181,6 +181,8 @@ func TestUsageErrorsAreShortAndExitWith2(t *testing.T) {
 		{"cp a b", "neither side is in an instance", "cleave cp"},
 		{"apply", "-f FILE is missing", "cleave apply"},
 		{"logs --since yesterday web", "write a time span", "cleave logs"},
+		{"stop web --save --force", "give one of them", "cleave stop"},
+		{"copy web web2 --kind foo", "choose from container, pvm, vm", "cleave copy"},
 		{"stop --timeout soon web", "not a time span", "cleave stop"},
 		{"image pull --user me x", "needs --password-stdin", "cleave image pull"},
 		{"completion tcsh", "no completions for", "cleave completion"},

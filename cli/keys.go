@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/cleave-project/cleave/cli/output"
@@ -8,9 +9,17 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// settable tells whether set takes the key: an instance's power has verbs of
-// its own.
-func settable(s *settings.Setting) bool { return s.Key != "power" }
+// settable tells whether set takes the key: some are chosen for good, and an
+// instance's power has verbs of its own.
+func settable(s *settings.Setting) bool { return !s.Fixed && s.Key != "power" }
+
+// The keys are laid out for a terminal of 80 columns: the longest, which is
+// cloud-init.network-config, has a blank behind it.
+const (
+	helpTable = 78
+	keyIndent = 4
+	keyWidth  = 26
+)
 
 // settingsHelp lists the keys of a set command.
 func settingsHelp(table settings.Table) string {
@@ -30,11 +39,11 @@ func settingsHelp(table settings.Table) string {
 			if s.IsMap() {
 				key += ".NAME"
 			}
-			for i, line := range output.Wrap(s.Doc, 52) {
+			for i, line := range output.Wrap(s.Doc, helpTable-keyIndent-keyWidth) {
 				if i > 0 {
 					key = ""
 				}
-				b.WriteString("    " + key + strings.Repeat(" ", max(20-len(key), 1)) + line + "\n")
+				fmt.Fprintf(&b, "%*s%-*s%s\n", keyIndent, "", keyWidth, key, line)
 			}
 		}
 	}

@@ -90,7 +90,7 @@ func (a *app) launchCmd() *cobra.Command {
 
 Interrupting the command cancels the launch; nothing is left of it.`,
 		Example: `  cleave launch base web --publish 8080:80 -- httpd -f -p 80 -h /etc
-  cleave launch debian:bookworm --cpus 2 --memory 1GiB --autostart -- sleep infinity
+  cleave launch debian:bookworm --cpus 2 --memory 1GiB -- sleep infinity
   cleave launch db-image db -v data:/var/lib/db --restart always --wait
   cleave launch base lab --kind vm --cpus 2 --memory 512MiB
   cleave launch debian-12.qcow2 server --ssh-key ~/.ssh/id_ed25519.pub`,
@@ -156,7 +156,7 @@ func (a *app) createCmd() *cobra.Command {
 With --empty there is no image but an empty disk in a virtual machine, for a system to be installed from the medium of --iso.`,
 		Example: `  cleave create base job --memory 256MiB -- sh /job.sh
   cleave start job
-  cleave create --empty desk --disk 20GiB --memory 2GiB --iso installer.iso --boot uefi`,
+  cleave create --empty desk --disk 20GiB --iso installer.iso --boot uefi`,
 		ValidArgsFunction: a.complete(1, imageNames),
 	}
 	a.creationFlags(cmd, &cr)

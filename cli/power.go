@@ -78,6 +78,9 @@ func (a *app) powerCmd(v powerVerb) *cobra.Command {
 		fs.BoolVar(&wait, "wait", false, "return only when it is healthy (without a health check: running)")
 	}
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
+		if save && force {
+			return usagef("--save asks the guest to hold still, --force asks it nothing: give one of them")
+		}
 		c, err := a.client()
 		if err != nil {
 			return err

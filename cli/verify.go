@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// verifiable are the kinds that can be asked for.
-var verifiable = []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}
+// kindNames are the kinds of walls.
+var kindNames = []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}
 
 func (a *app) verifyCmd() *cobra.Command {
 	var kinds []string
@@ -29,7 +29,7 @@ It starts guests of the image base and deletes them again. It must run on the da
   cleave verify --kind container,vm -o json`,
 		Args: args(0, 0, ""),
 	}
-	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these `KINDS`: "+strings.Join(verifiable, ", "))
+	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only these `KINDS`: "+strings.Join(kindNames, ", "))
 	cmd.Flags().BoolVar(&quick, "quick", false, "measure work for a fifth of a second: less exact, and done in half the time")
 	f := showFormat(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -46,8 +46,8 @@ It starts guests of the image base and deletes them again. It must run on the da
 		}
 		o := verify.Options{Client: c, Probe: path, Quick: quick, Progress: func(step string) { a.note("%s", step) }}
 		for _, k := range kinds {
-			if !slices.Contains(verifiable, k) {
-				return usagef("--kind %s: choose of %s", k, strings.Join(verifiable, ", "))
+			if !slices.Contains(kindNames, k) {
+				return usagef("--kind %s: choose of %s", k, strings.Join(kindNames, ", "))
 			}
 			o.Kinds = append(o.Kinds, api.Kind(k))
 		}

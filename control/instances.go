@@ -232,6 +232,9 @@ func (c *Controller) PowerInstance(ctx context.Context, project, name string, re
 		return nil, err
 	}
 	op := newOperation(ctx, in.Project, verb, name, in.ID)
+	if req.Save && req.Force {
+		return nil, api.Errorf(api.CodeInvalid, "a stop of %q can't both keep its memory and be forced", name).WithField("save").WithHint("give either save or force")
+	}
 	if req.Save && req.Action == "stop" {
 		if err := c.canSave(ctx, in); err != nil {
 			return nil, err

@@ -289,6 +289,9 @@ func TestSavedMemoryIsUsedOnce(t *testing.T) {
 		t.Fatalf("%v: %s", err, now().Status.Phase)
 	}
 	v.failSave = nil
+	if _, err := w.c.PowerInstance(t.Context(), "", "a", PowerRequest{Action: "stop", Save: true, Force: true}); !api.IsCode(err, api.CodeInvalid) {
+		t.Errorf("saved by force: %v", err)
+	}
 	if err := power(PowerRequest{Action: "stop", Save: true}); err != nil || !now().Status.Saved || now().Status.Phase != api.PhaseStopped {
 		t.Fatalf("%v: %+v", err, now().Status)
 	}

@@ -143,7 +143,7 @@ func (c *Controller) DeleteNetwork(ctx context.Context, project, name string) er
 		return err
 	}
 	if len(n.Status.UsedBy) > 0 {
-		return api.Errorf(api.CodeInUse, "network %q is used by %s", name, fmtList(n.Status.UsedBy)).WithHint("delete those instances first")
+		return api.Errorf(api.CodeInUse, "network %q is used by %s", name, fmtList(n.Status.UsedBy)).WithHint("`cleave network detach %s NAME` takes an instance off it, or delete those instances first", name)
 	}
 	if err := c.store.Commit(ctx, c.networks.Delete(c.networks.ByID(n.ID))); err != nil {
 		return err

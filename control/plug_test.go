@@ -222,7 +222,7 @@ func TestWhatWallsCantPlugWaitsForTheNextStart(t *testing.T) {
 	if got := w.get("p"); len(got.Status.NICs) != 1 || len(got.Spec.NICs) != 2 {
 		t.Errorf("wanted %v, has %v", got.Spec.NICs, got.Status.NICs)
 	}
-	if err := w.c.DeleteNetwork(t.Context(), "", "back"); !api.IsCode(err, api.CodeInUse) {
+	if err := w.c.DeleteNetwork(t.Context(), "", "back"); !api.IsCode(err, api.CodeInUse) || !strings.Contains(api.AsError(err).Hint, "detach back") {
 		t.Errorf("deleting the network gives %v", err)
 	}
 	w.power("p", "stop")

@@ -12,16 +12,16 @@ var Pool = Table{
 
 // Volume is the table of volumes.
 var Volume = Table{
-	{Key: "pool", Flag: "pool", Value: "POOL", Path: "spec.pool", parse: text, Doc: "pool it lives in (default \"default\")"},
-	{Key: "type", Flag: "type", Value: "TYPE", Path: "spec.type", parse: text, Choices: []string{"tree", "disk"}, Doc: "files for containers, or a disk for machines (default tree)"},
+	{Key: "pool", Flag: "pool", Value: "POOL", Path: "spec.pool", Fixed: true, parse: text, Doc: "pool it lives in (default \"default\")"},
+	{Key: "type", Flag: "type", Value: "TYPE", Path: "spec.type", Fixed: true, parse: text, Choices: []string{"tree", "disk"}, Doc: "files for containers, or a disk for machines (default tree)"},
 	{Key: "size", Flag: "size", Value: "SIZE", Path: "spec.size", parse: size, Doc: "how much it may hold (default unlimited, 10GiB of a disk)"},
 	labels,
 }
 
 // Network is the table of networks.
 var Network = Table{
-	{Key: "ipv4", Flag: "ipv4", Value: "SUBNET", Path: "spec.ipv4", parse: text, Doc: "IPv4 subnet, or none (default: chosen)"},
-	{Key: "ipv6", Flag: "ipv6", Value: "SUBNET", Path: "spec.ipv6", parse: text, Doc: "IPv6 subnet, or none (default: chosen)"},
+	{Key: "ipv4", Flag: "ipv4", Value: "SUBNET", Path: "spec.ipv4", Fixed: true, parse: text, Doc: "IPv4 subnet, or none (default: chosen)"},
+	{Key: "ipv6", Flag: "ipv6", Value: "SUBNET", Path: "spec.ipv6", Fixed: true, parse: text, Doc: "IPv6 subnet, or none (default: chosen)"},
 	{Key: "nat", Flag: "nat", Path: "spec.nat", parse: boolean, Doc: "hide the guests behind the host's address (default true)"},
 	{Key: "domain", Flag: "domain", Value: "NAME", Path: "spec.domain", parse: text, Doc: "DNS domain of the guests' names (default \"cleave\")"},
 	{Key: "mtu", Flag: "mtu", Value: "N", Path: "spec.mtu", parse: count, Doc: "largest packet (default 1500)"},

@@ -31,6 +31,7 @@ type Setting struct {
 	Section Section
 	Choices []string
 	Path    string // in the API's resource, like spec.resources.memorySoft
+	Fixed   bool   // chosen when the resource is made, and never changed
 
 	parse parser
 	shape shape
@@ -64,7 +65,7 @@ var Instance = Table{
 		Key: "kind", Flag: "kind", Value: "KIND", Section: Process, Path: "spec.kind", parse: text,
 		Choices: []string{string(api.KindContainer), string(api.KindPVM), string(api.KindVM)}, Doc: "the wall around the guest",
 	},
-	{Key: "image", Value: "IMAGE", Section: Process, Path: "spec.image", parse: text, Doc: "image it is made from"},
+	{Key: "image", Value: "IMAGE", Section: Process, Path: "spec.image", Fixed: true, parse: text, Doc: "image it is made from"},
 	{Key: "command", Value: "COMMAND", Section: Process, Path: "spec.command", parse: words, Doc: "arguments for the entry point"},
 	{Key: "entrypoint", Flag: "entrypoint", Value: "COMMAND", Section: Process, Path: "spec.entrypoint", parse: words, Doc: "replace the image's entry point"},
 	{
@@ -111,7 +112,7 @@ var Instance = Table{
 	{Key: "net.out", Flag: "net-out", Value: "SIZE/s", Section: Limits, Path: "spec.resources.netOut", parse: rate, Doc: "bytes per second out of the guest"},
 
 	{Key: "disk", Aliases: []string{"disk.size", "root.size"}, Flag: "disk", Value: "SIZE", Section: Storage, Path: "spec.root.size", parse: size, Doc: "how much it may write to its root (default 10GiB)"},
-	{Key: "pool", Aliases: []string{"root.pool"}, Flag: "pool", Value: "POOL", Section: Storage, Path: "spec.root.pool", parse: text, Doc: "pool of the root volume"},
+	{Key: "pool", Aliases: []string{"root.pool"}, Flag: "pool", Value: "POOL", Section: Storage, Path: "spec.root.pool", Fixed: true, parse: text, Doc: "pool of the root volume"},
 	{
 		Key: "volumes", Aliases: []string{"volume"}, Flag: "volume", Short: "v", Value: "VOLUME|/DIR:TARGET[:ro]", Section: Storage, Path: "spec.mounts", parse: mount, shape: list,
 		Doc: "volume, or directory of the host, at TARGET in the guest",
@@ -140,7 +141,7 @@ var Instance = Table{
 	{Key: "ulimits", Aliases: []string{"ulimit"}, Flag: "ulimit", Value: "NAME=SOFT[:HARD]", Section: Isolation, Path: "spec.ulimits", parse: ulimit, shape: table, Doc: "resource limit, like nofile=1024:4096"},
 
 	{
-		Key: "arch", Flag: "arch", Value: "ARCH", Section: Hardware, Path: "spec.machine.arch", parse: text,
+		Key: "arch", Flag: "arch", Value: "ARCH", Section: Hardware, Path: "spec.machine.arch", Fixed: true, parse: text,
 		Choices: []string{"amd64", "arm64", "riscv64"}, Doc: "architecture of the guest (default: the host's)",
 	},
 	{Key: "kernel", Flag: "kernel", Value: "KERNEL", Section: Hardware, Path: "spec.machine.kernel", parse: text, Doc: "kernel of the host that boots the image (default: its kind's)"},
