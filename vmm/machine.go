@@ -78,7 +78,7 @@ const (
 // End is how a machine ended.
 type End struct {
 	Reason Reason
-	Code   int // with TestExit
+	Code   int // with TestExit: what was written
 }
 
 // Machine is one guest. Run may be called once; the other methods may be

@@ -51,7 +51,11 @@ type exitPort struct{ machine *Machine }
 func (exitPort) Read(_ uint64, data []byte) { clear(data) }
 
 func (e exitPort) Write(_ uint64, data []byte) {
-	e.machine.finish(End{Reason: TestExit, Code: int(data[0])}, nil)
+	code := 0
+	for i, b := range data {
+		code |= int(b) << (8 * i)
+	}
+	e.machine.finish(End{Reason: TestExit, Code: code}, nil)
 }
 
 // powerPorts is the event register of the generic event device: reading it

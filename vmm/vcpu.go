@@ -67,7 +67,7 @@ func enter(c *kvm.VCPU, e *boot.Entry) error {
 	if err := c.SetSregs(s); err != nil {
 		return err
 	}
-	return c.SetRegs(kvm.Regs{RIP: e.RIP, RSI: e.RSI, RBX: e.RBX, RFLAGS: 2})
+	return c.SetRegs(kvm.Regs{RIP: e.RIP, RAX: e.RAX, RSI: e.RSI, RBX: e.RBX, RFLAGS: 2})
 }
 
 // run is the processor's life, on a thread of its own.

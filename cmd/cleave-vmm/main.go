@@ -100,6 +100,8 @@ func machine(s *spec) (int, error) {
 		return 0, err
 	case end.Reason == vmm.TripleFault:
 		return 0, errors.New("the guest's processor gave up (triple fault)")
+	case end.Reason == vmm.TestExit:
+		return end.Code<<1 | 1, nil // as QEMU's isa-debug-exit
 	}
-	return end.Code, nil
+	return 0, nil
 }

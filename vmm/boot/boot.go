@@ -1,13 +1,16 @@
 // Package boot puts a kernel, its initramfs and what it wants to know into a
 // guest's memory, and says in which state the first processor enters it:
 // bzImages by Linux's 64-bit protocol (Documentation/arch/x86/boot.rst), ELF
-// files by Xen's PVH (xen/include/public/arch-x86/hvm/start_info.h).
+// files by Xen's PVH (xen/include/public/arch-x86/hvm/start_info.h), and those
+// that have its header by the Multiboot Specification 0.6.96, as the tests of
+// KVM and small kernels do.
 //
 // Kernels and initramfs are the user's and may be anything: all that they say
 // is checked against the memory that there is.
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -47,6 +50,7 @@ type Entry struct {
 	RIP  uint64
 	// RSI and RBX point to what the kernel is told: one of them is set.
 	RSI, RBX uint64
+	RAX      uint64 // by which a Multiboot kernel knows its loader
 	CR3      uint64 // with Long
 	GDT      uint64 // address of the descriptors below
 	GDTLimit uint16
@@ -71,17 +75,31 @@ func Load(m *memory.Memory, l Linux) (*Entry, error) {
 	if err := m.Write(append([]byte(l.Command), 0), commandAddr); err != nil {
 		return nil, fmt.Errorf("put the command line into memory: %w", err)
 	}
-	var e *Entry
-	var err error
-	if string(magic) == "\x7fELF" {
-		e, err = loadPVH(m, l)
-	} else {
-		e, err = loadBzImage(m, l)
-	}
+	e, err := load(m, l, string(magic) == "\x7fELF")
 	if err != nil {
 		return nil, err
 	}
 	return e, writeDescriptors(m, e)
+}
+
+// load takes a kernel for what it says that it is. One that can be entered by
+// PVH is, even if Multiboot could do it too.
+func load(m *memory.Memory, l Linux, isELF bool) (*Entry, error) {
+	h, multiboot, err := findMultiboot(l)
+	switch {
+	case err != nil:
+		return nil, err
+	case isELF && multiboot:
+		if e, err := loadPVH(m, l); !errors.Is(err, errNoPVH) {
+			return e, err
+		}
+		return loadMultiboot(m, l, h)
+	case isELF:
+		return loadPVH(m, l)
+	case multiboot && !isBzImage(l):
+		return loadMultiboot(m, l, h)
+	}
+	return loadBzImage(m, l)
 }
 
 // writeDescriptors writes the segments that both protocols ask for: flat

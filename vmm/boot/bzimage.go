@@ -47,6 +47,13 @@ const (
 
 var errNoKernel = errors.New("it is no bootable Linux kernel")
 
+// isBzImage tells whether a file has Linux's header.
+func isBzImage(l Linux) bool {
+	b := make([]byte, 4)
+	_, err := l.Kernel.ReadAt(b, hdrMagic)
+	return err == nil && binary.LittleEndian.Uint32(b) == headerMagic
+}
+
 func loadBzImage(m *memory.Memory, l Linux) (*Entry, error) {
 	head := make([]byte, hdrEnd)
 	if _, err := l.Kernel.ReadAt(head, 0); err != nil {

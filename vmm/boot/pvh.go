@@ -20,18 +20,28 @@ const (
 	maxNotes    = 64 << 10
 )
 
-func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
+var errNoPVH = errors.New("the kernel is an ELF file without an entry for PVH (CONFIG_PVH), or a header of Multiboot")
+
+// openELF opens a kernel that is an ELF file for this processor.
+func openELF(l Linux) (*elf.File, error) {
 	// debug/elf doesn't panic on hostile files as a rule, and here not at all.
 	f, err := elf.NewFile(io.NewSectionReader(l.Kernel, 0, l.Size))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoKernel, err)
 	}
-	defer f.Close()
 	if f.Machine != elf.EM_X86_64 && f.Machine != elf.EM_386 || f.ByteOrder != binary.LittleEndian {
 		return nil, fmt.Errorf("the kernel is for %v", f.Machine)
 	}
 	if len(f.Progs) > maxSegments {
 		return nil, fmt.Errorf("the kernel has %d segments", len(f.Progs))
+	}
+	return f, nil
+}
+
+func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
+	f, err := openELF(l)
+	if err != nil {
+		return nil, err
 	}
 	entry, used := uint64(0), uint64(highAddr)
 	for _, p := range f.Progs {
@@ -59,7 +69,7 @@ func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
 		}
 	}
 	if entry == 0 {
-		return nil, errors.New("the kernel is an ELF file without an entry for PVH (CONFIG_PVH)")
+		return nil, errNoPVH
 	}
 	if _, err := m.Slice(entry, 1); err != nil {
 		return nil, fmt.Errorf("the kernel's entry: %w", err)

@@ -111,3 +111,23 @@ func (c Code) Kernel() boot.Linux {
 	b = append(b, c...)
 	return boot.Linux{Kernel: bytes.NewReader(b), Size: int64(len(b))}
 }
+
+// Multiboot is the program as a Multiboot image that says itself where it is
+// loaded to (Multiboot Specification 0.6.96, 3.1): after its header, at Addr.
+func (c Code) Multiboot() boot.Linux {
+	const magic, flags, header = 0x1badb002, 1 << 16, 32
+	le := binary.LittleEndian
+	var b []byte
+	sum := uint32(magic + flags)
+	for _, w := range []uint32{magic, flags, -sum, Addr, Addr, 0, 0, Addr + header} {
+		b = le.AppendUint32(b, w)
+	}
+	b = append(b, c...)
+	return boot.Linux{Kernel: bytes.NewReader(b), Size: int64(len(b))}
+}
+
+// StoreEAX writes what a register has to memory.
+func (c *Code) StoreEAX(to uint32) { c.emit([]byte{0xa3}, to) }
+
+// StoreEBX writes what a register has to memory.
+func (c *Code) StoreEBX(to uint32) { c.emit([]byte{0x89, 0x1d}, to) }
