@@ -58,6 +58,7 @@ func (s *InstanceSpec) Validate() error {
 		oneOf("spec.restart", string(s.Restart), "", "never", "on-failure", "always"),
 		s.validateProcess(),
 		s.Resources.Validate(),
+		s.enoughMemory(),
 		validateMounts(s.Mounts),
 		validateNICs(s.NICs),
 		validatePublish(s.Publish),
@@ -131,8 +132,8 @@ func (r *Resources) Validate() error {
 		return invalid("spec.resources.cpus", "%v CPUs can't be given", r.CPUs).WithHint("give 0.01 or more, or 0 for no limit")
 	case r.CPUWeight < 0 || r.CPUWeight > 10000:
 		return invalid("spec.resources.cpuWeight", "a CPU weight of %d is not between 1 and 10000", r.CPUWeight)
-	case r.Memory < 0 || (r.Memory > 0 && r.Memory < 6*MiB):
-		return invalid("spec.resources.memory", "%s of memory is too little to start anything", r.Memory).WithHint("give at least 6MiB, or 0 for no limit")
+	case r.Memory < 0:
+		return invalid("spec.resources.memory", "%s of memory can't be given", r.Memory)
 	case r.MemorySoft < 0 || (r.Memory > 0 && r.MemorySoft > r.Memory):
 		return invalid("spec.resources.memorySoft", "the soft limit %s is over the limit %s", r.MemorySoft, r.Memory)
 	case r.Swap < 0 || (r.Swap > 0 && r.Memory == 0):
@@ -144,6 +145,15 @@ func (r *Resources) Validate() error {
 	}
 	if r.CPUSet != "" && !regexp.MustCompile(`^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$`).MatchString(r.CPUSet) {
 		return invalid("spec.resources.cpuSet", "%q is not a list of CPUs", r.CPUSet).WithHint("write it like 0-3,6")
+	}
+	return nil
+}
+
+// enoughMemory: what a machine needs is for its engine to say.
+func (s *InstanceSpec) enoughMemory() error {
+	container := s.Kind == "" || s.Kind == KindContainer
+	if m := s.Resources.Memory; container && m > 0 && m < 6*MiB {
+		return invalid("spec.resources.memory", "%s of memory is too little to start anything", m).WithHint("give at least 6MiB, or 0 for no limit")
 	}
 	return nil
 }

@@ -131,9 +131,9 @@ func (c *Controller) able(ctx context.Context, in *api.Instance) error {
 				WithHint("mount it at one place")
 		}
 	}
-	if m := in.Spec.Resources.Memory; m > 0 && m < caps.MinMemory {
-		return api.Errorf(api.CodeInvalid, "nothing boots in %s of memory", m).WithField("spec.resources.memory").
-			WithHint("kind %s needs at least %s", w.Kind(), caps.MinMemory)
+	if m, least := in.Spec.Resources.Memory, caps.LeastMemory(archOf(in)); m > 0 && m < least {
+		return api.Errorf(api.CodeInvalid, "no guest of %s boots in %s of memory", archOf(in), m).WithField("spec.resources.memory").
+			WithHint("kind %s needs at least %s", w.Kind(), least)
 	}
 	return nil
 }

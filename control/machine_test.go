@@ -45,7 +45,7 @@ func newVM() *fakeVM {
 	f.kind = api.KindVM
 	f.caps = engine.Capabilities{
 		Available: true, Pause: true, Resize: true, WriteLimits: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true, TPM: true,
-		Archs: []string{runtime.GOARCH}, MinMemory: 48 * api.MiB,
+		Archs: []string{runtime.GOARCH, "riscv64"}, MinMemory: 48 * api.MiB, MinMemoryOf: map[string]api.Bytes{"riscv64": 128 * api.MiB},
 	}
 	return &fakeVM{fakeEngine: f, disks: map[string]engine.Disk{}, nics: map[string]engine.NIC{}}
 }
@@ -182,6 +182,9 @@ func TestWhatAWallLacksIsToldBeforeAnythingIsMade(t *testing.T) {
 			s.Machine.Arch = map[bool]string{true: "arm64", false: "amd64"}[runtime.GOARCH == "amd64"]
 		}, "spec.machine.arch", "no kind"},
 		{"vm", func(s *api.InstanceSpec) { s.Resources.Memory = 20 * api.MiB }, "spec.resources.memory", "48MiB"},
+		{"vm", func(s *api.InstanceSpec) { s.Resources.Memory = api.MiB }, "spec.resources.memory", "48MiB"},
+		{"vm", func(s *api.InstanceSpec) { s.Resources.Memory, s.Machine.Arch = 127*api.MiB, "riscv64" }, "spec.resources.memory", "128MiB"},
+		{"container", func(s *api.InstanceSpec) { s.Resources.Memory = api.MiB }, "spec.resources.memory", "6MiB"},
 		{"container", func(s *api.InstanceSpec) { s.Machine.TPM = true }, "spec.machine.tpm", "vm"},
 	} {
 		_, err := w.c.CreateInstance(t.Context(), &api.Instance{Meta: api.Meta{Name: "a"}, Spec: spec(func(s *api.InstanceSpec) { s.Kind = c.kind }, c.change)}, true)

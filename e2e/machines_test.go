@@ -16,6 +16,7 @@ func TestMachinesMeetBadLuck(t *testing.T) {
 		h := h.in(t)
 		for kind, memory := range map[string][2]string{"pvm": {"60MiB", "64MiB"}, "vm": {"90MiB", "96MiB"}} {
 			h.refused("needs at least "+memory[1], "launch", "base", "small", "--kind", kind, "--memory", memory[0])
+			h.refused("needs at least "+memory[1], "create", "base", "small", "--kind", kind, "--memory", "1MiB")
 			h.do("launch", "base", "small", "--kind", kind, "--memory", memory[1])
 			h.do("exec", "small", "--", "true")
 			h.do("delete", "--force", "small")

@@ -164,12 +164,18 @@ type Capabilities struct {
 	// MinMemory is less than which no guest comes up with; 0 if there is no
 	// such bound.
 	MinMemory api.Bytes
+	// MinMemoryOf is that of guests of architectures that need more.
+	MinMemoryOf map[string]api.Bytes
 	// MaxCPUs is how many virtual CPUs a guest can have; 0 if the host sets
 	// the bound.
 	MaxCPUs int
 	// Reason says what is missing when Available is false.
 	Reason *api.Error
 }
+
+// LeastMemory is less than which no guest of an architecture comes up with; 0
+// if there is no such bound.
+func (c Capabilities) LeastMemory(arch string) api.Bytes { return max(c.MinMemory, c.MinMemoryOf[arch]) }
 
 // Engine builds one kind of wall.
 type Engine interface {

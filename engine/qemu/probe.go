@@ -24,13 +24,14 @@ const minMemory = 96 * api.MiB
 func (m *monitor) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
 	caps := engine.Capabilities{
 		Pause: true, Resize: true, WriteLimits: true, Disks: true, Firmware: true, Display: true, Plug: true, Save: true,
-		MinMemory: minMemory, MaxCPUs: maxCPUs,
+		MinMemory: minMemory, MinMemoryOf: map[string]api.Bytes{}, MaxCPUs: maxCPUs,
 	}
 	var findings []api.Finding
 	add := func(name, state, detail, remedy string) {
 		findings = append(findings, api.Finding{Area: "vm", Name: name, State: state, Detail: detail, Remedy: remedy})
 	}
 	for _, a := range archs {
+		caps.MinMemoryOf[a.name] = a.memory
 		path, err := m.tools.find(ctx, a)
 		switch own := a.name == runtime.GOARCH; {
 		case own && err != nil:

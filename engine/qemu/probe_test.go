@@ -55,6 +55,9 @@ func TestProbeSaysWhatIsMissing(t *testing.T) {
 			if caps.Available != (c.reason == "") {
 				t.Errorf("available: %v", caps.Available)
 			}
+			if least := caps.LeastMemory("riscv64"); caps.Available && (least != 128*api.MiB || caps.LeastMemory("amd64") != minMemory) {
+				t.Errorf("a guest of riscv64 is said to need %s", least)
+			}
 			if c.reason == "" {
 				if !slices.Equal(caps.Archs, []string{"amd64"}) {
 					t.Errorf("architectures are %v", caps.Archs)
