@@ -36,6 +36,9 @@ const (
 	moduleSize = 16
 	mapEntry   = 24 // with the 4 bytes of its size before it
 	loaderName = "cleave\x00"
+	// lowFree and lowFreeEnd are what of the first MiB an image may take.
+	lowFree, lowFreeEnd = 0x8000, commandAddr
+
 	// programName stands before the arguments, as the loader's name for the
 	// kernel does in other loaders: a guest takes it for itself.
 	programName = "kernel "
@@ -91,7 +94,7 @@ func loadMultiboot(m *memory.Memory, l Linux, h *multibootHeader) (*Entry, error
 	if err != nil {
 		return nil, err
 	}
-	if _, err := m.Slice(entry, 1); err != nil || entry < highAddr || entry > math.MaxUint32 {
+	if _, err := m.Slice(entry, 1); err != nil || !mayTake(entry, 1) || entry > math.MaxUint32 {
 		return nil, fmt.Errorf("the kernel's entry %#x is where no kernel is", entry)
 	}
 	initrd, err := placeInitrd(m, l, m.Regions()[0].End()-1, used)
@@ -108,9 +111,15 @@ func loadMultiboot(m *memory.Memory, l Linux, h *multibootHeader) (*Entry, error
 	return &Entry{RIP: entry, RAX: mbLoaded, RBX: startInfoAddr}, nil
 }
 
+// mayTake tells whether an image may have n bytes at an address: all above the
+// first MiB, and of that what is free.
+func mayTake(addr, n uint64) bool {
+	return addr >= highAddr || addr >= lowFree && addr < lowFreeEnd && n <= lowFreeEnd-addr
+}
+
 // loadFlat loads by the addresses in the header (3.1.3).
 func loadFlat(m *memory.Memory, l Linux, h *multibootHeader) (entry, used uint64, err error) {
-	if h.load < highAddr || h.header < h.load || h.header-h.load > h.at {
+	if !mayTake(uint64(h.load), 1) || h.header < h.load || h.header-h.load > h.at {
 		return 0, 0, fmt.Errorf("the Multiboot kernel is for %#x, its header for %#x", h.load, h.header)
 	}
 	from := int64(h.at - (h.header - h.load))
@@ -125,10 +134,13 @@ func loadFlat(m *memory.Memory, l Linux, h *multibootHeader) (entry, used uint64
 		return 0, 0, fmt.Errorf("the Multiboot kernel ends at %#x, in what is loaded", h.bssEnd)
 	}
 	used = max(uint64(h.load)+uint64(size), uint64(h.bssEnd))
+	if !mayTake(uint64(h.load), used-uint64(h.load)) {
+		return 0, 0, fmt.Errorf("the Multiboot kernel is for %#x up to %#x, where other things are", h.load, used)
+	}
 	if _, err := m.Slice(uint64(h.load), used-uint64(h.load)); err != nil {
 		return 0, 0, fmt.Errorf("the guest has too little memory for its kernel: %w", err)
 	}
-	return uint64(h.entry), used, readInto(m, io.NewSectionReader(l.Kernel, from, size), size, uint64(h.load), "kernel")
+	return uint64(h.entry), max(used, highAddr), readInto(m, io.NewSectionReader(l.Kernel, from, size), size, uint64(h.load), "kernel")
 }
 
 // loadELF loads the segments of an ELF file, whose entry may be a virtual
@@ -143,6 +155,12 @@ func loadELF(m *memory.Memory, l Linux) (entry, used uint64, err error) {
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_LOAD {
 			continue
+		}
+		if p.Memsz == 0 {
+			continue
+		}
+		if !mayTake(p.Paddr, p.Memsz) {
+			return 0, 0, fmt.Errorf("the kernel has a segment of %d bytes for %#x", p.Memsz, p.Paddr)
 		}
 		if err := loadSegment(m, p); err != nil {
 			return 0, 0, err

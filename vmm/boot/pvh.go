@@ -47,6 +47,9 @@ func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
 	for _, p := range f.Progs {
 		switch p.Type {
 		case elf.PT_LOAD:
+			if p.Paddr < highAddr {
+				return nil, fmt.Errorf("the kernel has a segment of %d bytes for %#x", p.Memsz, p.Paddr)
+			}
 			if err := loadSegment(m, p); err != nil {
 				return nil, err
 			}
@@ -85,8 +88,8 @@ func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
 }
 
 func loadSegment(m *memory.Memory, p *elf.Prog) error {
-	if p.Paddr < highAddr || p.Filesz > p.Memsz {
-		return fmt.Errorf("the kernel has a segment of %d bytes for %#x", p.Memsz, p.Paddr)
+	if p.Filesz > p.Memsz {
+		return fmt.Errorf("the kernel has a segment of %d bytes, and %d of them in its file", p.Memsz, p.Filesz)
 	}
 	if _, err := m.Slice(p.Paddr, p.Memsz); err != nil {
 		return fmt.Errorf("the guest has too little memory for its kernel: %w", err)
