@@ -48,6 +48,9 @@ const (
 type Config struct {
 	CPUs   int
 	Memory uint64 // bytes, whole pages
+	// HugePages has the memory in pages of 2 MiB, which the host must have set
+	// aside. What the guest gives back, it keeps then.
+	HugePages bool
 	// CPU is what the processors are: a Baseline, or "" for the host's.
 	CPU   string
 	Linux boot.Linux
@@ -128,7 +131,7 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ram, err := memory.New(c.Memory, memory.Options{})
+	ram, err := memory.New(c.Memory, memory.Options{HugePages: c.HugePages})
 	if err != nil {
 		return nil, err
 	}

@@ -129,6 +129,9 @@ func Restore(sys *kvm.System, c Config, layers ...Files) (_ *Machine, err error)
 	if len(layers) == 0 {
 		return nil, errors.New("restore a machine: there is no snapshot")
 	}
+	if c.HugePages {
+		return nil, errors.New("restore a machine: its memory is the snapshot's file, which can't be in huge pages")
+	}
 	var last *header
 	runs := make([][]run, len(layers))
 	for i, l := range layers {

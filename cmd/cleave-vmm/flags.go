@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
 )
@@ -24,10 +23,17 @@ const usage = `Usage: cleave-vmm --kernel FILE [--initrd FILE] [--disk FILE]... 
 Runs one virtual machine. Each FILE, TAP and SOCKET may be fd=N, which is
 inherited.
 
-  --disk FILE[,name=N][,readonly][,queues=N][,serial=S]   raw disk, or a partition
+  --memory SIZE[,hugepages=2M]                             its memory, in pages of 2 MiB
+  --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
+                                                           disk: a raw file, a partition, or a
+                                                           qcow2 image
   --net TAP[,name=N][,mac=M][,queues=N]                    tap device
   --port FILE,name=N                                       line to programs in the guest: a socket
                                                            that listens, or a file
+  --vsock cid=N,socket=PATH                                sockets: what listens at PATH_P is port
+                                                           P of the host, and who connects to PATH
+                                                           and says "CONNECT P" is at port P of
+                                                           the guest
   --restore fd=N:fd=N                                      a snapshot's state and memory
 
 `
@@ -42,6 +48,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	initrd := flags.String("initrd", "", "initramfs")
 	flags.StringVar(&s.Command, "command", "console=ttyS0", "kernel command line")
 	memory := flags.String("memory", "512MiB", "size of its memory")
+	sockets := flags.String("vsock", "", "its sockets")
 	flags.IntVar(&s.CPUs, "cpus", 1, "how many processors it has")
 	flags.StringVar(&s.CPU, "cpu", vmm.BaselineHost, "what they are: host, x86-64-v2 or x86-64-v3")
 	flags.Var(&disks, "disk", "a disk; may be repeated")
@@ -61,16 +68,19 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	if *kernel == "" && len(restore) == 0 {
 		return nil, false, errors.New("there is neither a --kernel to boot nor a snapshot to --restore")
 	}
-	size, err := api.ParseBytes(*memory)
-	if err != nil {
-		return nil, false, err
+	if err := s.parseMemory(*memory); err != nil {
+		return s, false, fmt.Errorf("--memory %s: %w", *memory, err)
 	}
-	s.Memory = uint64(size)
 	if s.KVM, err = s.open("/dev/kvm", os.O_RDWR); err != nil {
-		return nil, false, err
+		return s, false, err
 	}
 	if err := s.openLines(ports, *console, *end); err != nil {
-		return nil, false, err
+		return s, false, err
+	}
+	if *sockets != "" {
+		if err := s.openVsock(*sockets); err != nil {
+			return s, false, fmt.Errorf("--vsock %s: %w", *sockets, err)
+		}
 	}
 	return s, !*open, s.openAll(*kernel, *initrd, *socket, disks, nets, restore)
 }
@@ -120,7 +130,7 @@ func (s *spec) openAll(kernel, initrd, socket string, disks, nets, restore list)
 		}
 		s.Control = s.add(f)
 		if !inherited(socket) {
-			s.socket = socket
+			s.sockets = append(s.sockets, socket)
 		}
 	}
 	return nil
@@ -164,12 +174,15 @@ func text(to *string) func(string) error { return func(v string) error { *to = v
 func openDisk(arg string, i int) (*control.Disk, *os.File, error) {
 	d := &control.Disk{Name: fmt.Sprintf("disk%d", i)}
 	name, err := options(arg, map[string]func(string) error{
-		"name": text(&d.Name), "serial": text(&d.Serial),
+		"name": text(&d.Name), "serial": text(&d.Serial), "format": text(&d.Format),
 		"readonly": func(string) error { d.ReadOnly = true; return nil },
 		"queues":   func(v string) (err error) { d.Queues, err = strconv.Atoi(v); return err },
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	if ext := filepath.Ext(name); d.Format == "" && ext == ".qcow2" {
+		return nil, nil, errors.New("its name says qcow2: say format=qcow2, or format=raw")
 	}
 	mode := os.O_RDWR
 	if d.ReadOnly {

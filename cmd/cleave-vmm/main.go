@@ -36,11 +36,11 @@ func run(args []string) (int, error) {
 		return runInside(args[1])
 	}
 	s, jail, err := parse(args)
+	if s != nil {
+		defer s.close()
+	}
 	if err != nil {
 		return 0, err
-	}
-	if s.socket != "" {
-		defer os.Remove(s.socket)
 	}
 	if jail {
 		return jailed(s)

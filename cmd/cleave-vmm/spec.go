@@ -15,6 +15,7 @@ import (
 type spec struct {
 	CPUs     int
 	Memory   uint64
+	Huge     bool
 	CPU      string
 	Command  string
 	Paused   bool
@@ -25,13 +26,30 @@ type spec struct {
 	Disks    []diskSpec
 	Nets     []netSpec
 	Ports    []portSpec
+	Vsock    *vsockSpec
 	Console  int // the serial port's other end, instead of the standard streams
 	End      int // where the reason of the guest's end is noted
 	NoReboot bool
 	Restore  [][2]int // state and memory
 
-	files  []*os.File
-	socket string // that was made for Control
+	files   []*os.File
+	sockets []string        // that were made
+	dialer  *monitor.Dialer // of Vsock
+}
+
+// close ends what works for the machine beside it.
+func (s *spec) close() {
+	if s.dialer != nil {
+		s.dialer.Close()
+	}
+	for _, name := range s.sockets {
+		os.Remove(name)
+	}
+}
+
+type vsockSpec struct {
+	CID            uint32
+	Listener, Dial int // 0 for none
 }
 
 type diskSpec struct {
@@ -64,7 +82,7 @@ func (s *spec) file(n int) (*os.File, error) {
 
 // config is the spec with its files.
 func (s *spec) config() (*monitor.Config, error) {
-	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
+	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, HugePages: s.Huge, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
 	var err error
 	for _, f := range []struct {
 		n  int
@@ -112,6 +130,20 @@ func (s *spec) config() (*monitor.Config, error) {
 			return nil, err
 		}
 		c.Restore = append(c.Restore, vmm.Files{State: state, Memory: memory})
+	}
+	if v := s.Vsock; v != nil {
+		c.Vsock = &monitor.Vsock{CID: v.CID}
+		for _, f := range []struct {
+			n  int
+			to **os.File
+		}{{v.Listener, &c.Vsock.Listener}, {v.Dial, &c.Vsock.Dial}} {
+			if f.n == 0 {
+				continue
+			}
+			if *f.to, err = s.file(f.n); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if s.Control != 0 {
 		f, err := s.file(s.Control)

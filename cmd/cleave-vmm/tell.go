@@ -22,7 +22,7 @@ Requests:
   metrics                       what its devices have done
   pause, resume                 stop it and let it go on
   power-button, reset, stop     ask it to shut down, start it anew, pull its plug
-  add-disk FILE[,name=N][,readonly][,queues=N][,serial=S]
+  add-disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
   add-net TAP[,name=N][,mac=M][,queues=N]
   remove NAME                   have the guest let go of a device
   set-limits NAME BYTES OPERATIONS

@@ -70,8 +70,16 @@ type Disk struct {
 	Serial   string `json:"serial,omitempty"`
 	ReadOnly bool   `json:"readonly,omitempty"`
 	Queues   int    `json:"queues,omitempty"`
-	Limits   Limits `json:"limits,omitzero"`
+	// Format is what its file is, FormatRaw if it isn't said.
+	Format string `json:"format,omitempty"`
+	Limits Limits `json:"limits,omitzero"`
 }
+
+// Formats of disks' files.
+const (
+	FormatRaw   = "raw"
+	FormatQCOW2 = "qcow2"
+)
 
 // Net is a port to be added.
 type Net struct {

@@ -84,9 +84,16 @@ func New(size uint64, o Options) (*Memory, error) {
 		f.Close()
 		return nil, fmt.Errorf("seal the guest's memory: %w", err)
 	}
-	m, err := Map(f, size, unix.MAP_SHARED)
+	sharing := unix.MAP_SHARED | unix.MAP_NORESERVE
+	if o.HugePages {
+		sharing = unix.MAP_SHARED // all of them are ours now, or there are too few
+	}
+	m, err := mapFile(f, size, sharing)
 	if err != nil {
 		f.Close()
+	}
+	if o.HugePages && errors.Is(err, unix.ENOMEM) {
+		err = fmt.Errorf("%w: it takes %d huge pages of 2 MiB that are free; /proc/sys/vm/nr_hugepages is how many the host sets aside", err, size/hugePage)
 	}
 	return m, err
 }
@@ -95,9 +102,13 @@ func New(size uint64, o Options) (*Memory, error) {
 // unix.MAP_SHARED, or unix.MAP_PRIVATE for a copy that is made page by page
 // as the guest writes. It takes the file over.
 func Map(f *os.File, size uint64, sharing int) (*Memory, error) {
-	m := &Memory{file: f, size: size, private: sharing == unix.MAP_PRIVATE}
+	return mapFile(f, size, sharing|unix.MAP_NORESERVE)
+}
+
+func mapFile(f *os.File, size uint64, flags int) (*Memory, error) {
+	m := &Memory{file: f, size: size, private: flags&unix.MAP_PRIVATE != 0}
 	for _, r := range layout(size) {
-		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, sharing|unix.MAP_NORESERVE)
+		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, flags)
 		if err != nil {
 			_ = m.unmap() // what there is of it
 			return nil, fmt.Errorf("map %d bytes of the guest's memory: %w", r.size, err)

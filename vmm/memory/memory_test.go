@@ -3,8 +3,10 @@ package memory
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -167,5 +169,30 @@ func TestWhatIsDiscardedReadsAsZeroes(t *testing.T) {
 			t.Error("memory was discarded that isn't there")
 		}
 		m.Close()
+	}
+}
+
+func TestHugePagesAreThereOrItIsSaidWhatIsMissing(t *testing.T) {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := 0
+	for line := range strings.Lines(string(info)) {
+		_, _ = fmt.Sscanf(line, "HugePages_Free: %d", &free)
+	}
+	m, err := New(8<<20, Options{HugePages: true})
+	if free < 4 {
+		if err == nil || !strings.Contains(err.Error(), "4 huge pages") {
+			t.Errorf("with %d pages: %v", free, err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Write([]byte("x"), 6<<20); err != nil {
+		t.Error(err)
 	}
 }

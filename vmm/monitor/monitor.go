@@ -27,7 +27,9 @@ import (
 type Config struct {
 	CPUs   int
 	Memory uint64
-	CPU    string // vmm.Config
+	// HugePages has its memory in pages of 2 MiB.
+	HugePages bool
+	CPU       string // vmm.Config
 	// Kernel and Initrd are what it boots; the latter may be nil. Without a
 	// kernel it has to be restored, and ends at a reset.
 	Kernel, Initrd *os.File
@@ -38,6 +40,8 @@ type Config struct {
 	Restore []vmm.Files
 	// Paused leaves a machine that was restored so, until it is told to go on.
 	Paused bool
+	// Vsock is its socket device, nil for none.
+	Vsock *Vsock
 	// Ports are lines between programs in the guest and the host.
 	Ports []Port
 	// NoReboot has the guest end where it would be started anew.
@@ -102,6 +106,16 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 		}
 		m.devices = append(m.devices, m.lines.device())
 	}
+	if c.Vsock != nil {
+		dev, err := newVsock(*c.Vsock)
+		if err == nil {
+			err = m.keep(dev)
+		}
+		if err != nil {
+			m.close()
+			return nil, err
+		}
+	}
 	for _, d := range c.Disks {
 		dev, err := newDisk(d.Disk, d.File)
 		if err == nil {
@@ -154,7 +168,7 @@ func (m *Monitor) boot() (*vmm.Machine, error) {
 
 func (m *Monitor) machineConfig() vmm.Config {
 	c := vmm.Config{
-		CPUs: m.config.CPUs, Memory: m.config.Memory, CPU: m.config.CPU,
+		CPUs: m.config.CPUs, Memory: m.config.Memory, HugePages: m.config.HugePages, CPU: m.config.CPU,
 		Console: m.config.Console, Ejected: m.ejected, Thread: m.config.Thread,
 	}
 	m.mu.Lock()
