@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -9,9 +10,9 @@ import (
 )
 
 // Change is one setting that differs between two specs. Values are written as
-// users write them, and left out where they are lists of objects.
+// users write them, and left out where they are lists of objects without names.
 type Change struct {
-	Path     string // as in JSON: resources.memory, env.DEBUG
+	Path     string // as in JSON: resources.memory, env.DEBUG, mounts./srv, nics.eth1
 	From, To string
 }
 
@@ -25,7 +26,37 @@ func (c Change) String() string {
 
 // Changes lists what makes s into to, in the order of the fields.
 func (s *InstanceSpec) Changes(to *InstanceSpec) []Change {
-	return changes(nil, "", reflect.ValueOf(*s), reflect.ValueOf(*to))
+	before, after := *s, *to
+	for _, spec := range []*InstanceSpec{&before, &after} {
+		if spec.NICs == nil {
+			spec.NICs = []NIC{{}}
+		}
+	}
+	return changes(nil, "", reflect.ValueOf(before), reflect.ValueOf(after))
+}
+
+// device is an element of a list that has a name in the guest.
+type device interface {
+	entry(place int) (name, text string)
+}
+
+func (m Mount) entry(int) (name, text string) {
+	text = cmp.Or(m.Volume, m.HostPath)
+	if m.ReadOnly {
+		text += ":ro"
+	}
+	return m.Target, text
+}
+
+func (n NIC) entry(place int) (name, text string) {
+	var options []string
+	for _, o := range [][2]string{{"ip", n.IPv4}, {"ip6", n.IPv6}, {"mac", n.MAC}} {
+		if o[1] != "" {
+			options = append(options, o[0]+"="+o[1])
+		}
+	}
+	text = strings.Join([]string{cmp.Or(n.Network, "default"), strings.Join(options, " ")}, ":")
+	return cmp.Or(n.Name, fmt.Sprintf("eth%d", place)), strings.TrimSuffix(text, ":")
 }
 
 func changes(list []Change, path string, from, to reflect.Value) []Change {
@@ -40,7 +71,14 @@ func changes(list []Change, path string, from, to reflect.Value) []Change {
 		return list
 	}
 	if from.Kind() == reflect.Map {
-		return changedEntries(list, path, from, to)
+		return changedEntries(list, path, tableTexts(from), tableTexts(to))
+	}
+	if from.Kind() == reflect.Slice && from.Type().Elem().Implements(reflect.TypeFor[device]()) {
+		before, after := deviceTexts(from), deviceTexts(to)
+		if _, ordered := from.Interface().([]NIC); ordered && maps.Equal(before, after) && !slices.Equal(deviceNames(from), deviceNames(to)) {
+			return append(list, Change{Path: path}) // the first has the default route
+		}
+		return changedEntries(list, path, before, after)
 	}
 	c := Change{Path: path}
 	if before, ok := settingText(from); ok {
@@ -55,28 +93,48 @@ func changes(list []Change, path string, from, to reflect.Value) []Change {
 }
 
 // changedEntries compares tables by their entries.
-func changedEntries(list []Change, path string, from, to reflect.Value) []Change {
-	keys := map[string]bool{}
-	for _, v := range []reflect.Value{from, to} {
-		for _, k := range v.MapKeys() {
-			keys[k.String()] = true
+func changedEntries(list []Change, path string, from, to map[string]string) []Change {
+	keys := maps.Clone(from)
+	maps.Copy(keys, to)
+	entry := func(m map[string]string, key string) string {
+		if text, ok := m[key]; ok {
+			return brief(text)
 		}
-	}
-	entry := func(m reflect.Value, key string) (any, string) {
-		v := m.MapIndex(reflect.ValueOf(key))
-		if !v.IsValid() {
-			return nil, "none"
-		}
-		return v.Interface(), brief(fmt.Sprint(v.Interface()))
+		return "none"
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		was, before := entry(from, key)
-		is, after := entry(to, key)
-		if was != is {
-			list = append(list, Change{path + "." + key, before, after})
+		was, before := from[key]
+		is, after := to[key]
+		if was != is || before != after {
+			list = append(list, Change{path + "." + key, entry(from, key), entry(to, key)})
 		}
 	}
 	return list
+}
+
+func tableTexts(table reflect.Value) map[string]string {
+	texts := map[string]string{}
+	for _, k := range table.MapKeys() {
+		texts[k.String()] = fmt.Sprint(table.MapIndex(k).Interface())
+	}
+	return texts
+}
+
+func deviceTexts(devices reflect.Value) map[string]string {
+	texts := map[string]string{}
+	for i := range devices.Len() {
+		name, text := devices.Index(i).Interface().(device).entry(i)
+		texts[name] = text
+	}
+	return texts
+}
+
+func deviceNames(devices reflect.Value) []string {
+	names := make([]string, devices.Len())
+	for i := range names {
+		names[i], _ = devices.Index(i).Interface().(device).entry(i)
+	}
+	return names
 }
 
 // settingText writes a value, if it is a plain one.

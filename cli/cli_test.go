@@ -272,10 +272,10 @@ func TestWhatWaitsIsNamedByItsKeys(t *testing.T) {
 	was.Resources.Memory, was.Security.AddCapabilities, was.Mounts, was.StopSeconds = 256*api.MiB, nil, nil, nil
 	in.Status.Running = &was
 	f.operation = func(op *api.Operation) {
-		op.Step = "takes effect at the next start: env.B none -> two, resources.memory 256MiB -> 512MiB, mounts, security.addCapabilities default -> NET_RAW"
+		op.Step = "takes effect at the next start: env.B none -> two, resources.memory 256MiB -> 512MiB, mounts./srv none -> /srv:ro, security.addCapabilities default -> NET_RAW"
 	}
 	_, _, errs := f.cleave("", "set", "web", "memory=512MiB")
-	if want := "note: takes effect at the next start: env.B none -> two, memory 256MiB -> 512MiB, volumes, cap.add default -> NET_RAW\n"; errs != want {
+	if want := "note: takes effect at the next start: env.B none -> two, memory 256MiB -> 512MiB, volumes./srv none -> /srv:ro, cap.add default -> NET_RAW\n"; errs != want {
 		t.Errorf("%q", errs)
 	}
 	_, out, _ := f.cleave("", "show", "web")

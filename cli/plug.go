@@ -32,7 +32,7 @@ func (a *app) attachVolumeCmd() *cobra.Command {
 		if err := mountSource(args[0], &m.Volume, &m.HostPath); err != nil {
 			return err
 		}
-		return a.plug(cmd.Context(), func(ctx context.Context, c *client.Client) (*api.Operation, error) {
+		return a.plug(cmd.Context(), args[1], func(ctx context.Context, c *client.Client) (*api.Operation, error) {
 			return c.AttachDevice(ctx, args[1], api.Attachment{Mount: m})
 		})
 	}
@@ -57,7 +57,7 @@ func (a *app) detachVolumeCmd() *cobra.Command {
 			if len(args) == 3 {
 				d.Target = filepath.Clean(args[2])
 			}
-			return a.plug(cmd.Context(), func(ctx context.Context, c *client.Client) (*api.Operation, error) {
+			return a.plug(cmd.Context(), args[1], func(ctx context.Context, c *client.Client) (*api.Operation, error) {
 				return c.DetachDevice(ctx, args[1], d)
 			})
 		},
@@ -98,7 +98,7 @@ func (a *app) attachNetworkCmd() *cobra.Command {
 	named(fs, "name", "NAME")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		n.Network = args[0]
-		return a.plug(cmd.Context(), func(ctx context.Context, c *client.Client) (*api.Operation, error) {
+		return a.plug(cmd.Context(), args[1], func(ctx context.Context, c *client.Client) (*api.Operation, error) {
 			return c.AttachDevice(ctx, args[1], api.Attachment{NIC: &n})
 		})
 	}
@@ -118,7 +118,7 @@ func (a *app) detachNetworkCmd() *cobra.Command {
 	cmd.Flags().StringVar(&name, "name", "", "interface name in the instance, where it has several ports on the network")
 	named(cmd.Flags(), "name", "NAME")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.plug(cmd.Context(), func(ctx context.Context, c *client.Client) (*api.Operation, error) {
+		return a.plug(cmd.Context(), args[1], func(ctx context.Context, c *client.Client) (*api.Operation, error) {
 			return c.DetachDevice(ctx, args[1], api.Detachment{Network: args[0], NIC: name})
 		})
 	}
@@ -126,14 +126,14 @@ func (a *app) detachNetworkCmd() *cobra.Command {
 }
 
 // plug changes a device and says what has to wait.
-func (a *app) plug(ctx context.Context, change func(context.Context, *client.Client) (*api.Operation, error)) error {
+func (a *app) plug(ctx context.Context, instance string, change func(context.Context, *client.Client) (*api.Operation, error)) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	op, err := a.one(ctx, func(ctx context.Context) (*api.Operation, error) { return change(ctx, c) })
 	if err == nil && op.Step != "" {
-		a.note("%s", op.Step)
+		a.note("%s", a.inKeys(ctx, instance, op.Step))
 	}
 	return err
 }

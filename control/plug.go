@@ -22,7 +22,8 @@ type plugging struct {
 	had       []api.Port  // of the guest, or of one that doesn't run
 	want      []api.Port  // by the new spec, in its order; nil if they don't change
 	changes   []change
-	why       map[string][]string // what waits, by path in the spec
+	portsWait bool
+	why       map[string][]string // what waits, by path of the device, as in api.Change
 }
 
 // plug finds what changes of devices are to be made for live to be what its
@@ -72,11 +73,11 @@ func (p *plugging) changePorts(ctx context.Context, running bool) error {
 	return nil
 }
 
-// add adds a change that can be undone, of something at a path in the spec.
-func (p *plugging) add(path, what string, do func() error, undo func(context.Context) error) {
+// add adds a change that can be undone, of a device in a list of the spec.
+func (p *plugging) add(list, name string, do func() error, undo func(context.Context) error) {
 	var refused error
 	p.changes = append(p.changes, change{
-		name: path + " " + what,
+		name: list + "." + name,
 		apply: func(in *api.Instance) error {
 			if in == p.was {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(p.t.c.ctx), plugUndoTime)
@@ -89,7 +90,8 @@ func (p *plugging) add(path, what string, do func() error, undo func(context.Con
 			return refused
 		},
 		wait: func(*api.InstanceSpec, *api.InstanceSpec, string) bool {
-			p.why[path] = append(p.why[path], what+": "+api.AsError(refused).Message)
+			p.why[list+"."+name] = append(p.why[list+"."+name], api.AsError(refused).Message)
+			p.portsWait = p.portsWait || list == "nics"
 			return false
 		},
 	})
@@ -105,16 +107,22 @@ func (p *plugging) settled(now api.InstanceSpec) {
 	if p.want == nil && !sameNICs(p.was.Spec, now) {
 		p.live.Spec.NICs = p.was.Spec.NICs // it waits from before
 	}
-	if len(p.why["nics"]) == 0 {
+	if !p.portsWait {
 		return
 	}
-	var inForce []api.NIC
+	inForce := []api.NIC{}
+	ports := p.live.Status.NICs
+	told := make([]bool, len(ports))
 	for _, spec := range []api.InstanceSpec{p.live.Spec, p.was.Spec} {
-		nics := nicsOf(spec)
-		for i, k := range matched(nics, p.live.Status.NICs) {
-			if k >= 0 && !slices.Contains(inForce, nics[i]) {
-				inForce = append(inForce, nics[i])
+		nics := slices.Clone(nicsOf(spec))
+		for i, k := range matched(nics, ports) {
+			if k < 0 || told[k] {
+				continue
 			}
+			if nicName(nics[i], len(inForce)) != ports[k].Name { // another place gives another name
+				nics[i].Name = ports[k].Name
+			}
+			inForce, told[k] = append(inForce, nics[i]), true
 		}
 	}
 	p.live.Spec.NICs = inForce

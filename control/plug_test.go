@@ -129,7 +129,7 @@ func TestDeviceThatStaysUntilTheNextStartIsStillInUse(t *testing.T) {
 	w, v := plugWorld(t)
 	in := w.launch("a", vm(func(s *api.InstanceSpec) { s.Mounts = []api.Mount{{Volume: "disk", Target: "/data"}} }))
 	w.launch("b", vm())
-	if note := w.detach("a", api.Detachment{Target: "/data"}); !strings.Contains(note, "next start: mounts (/data: it was there at the start") {
+	if note := w.detach("a", api.Detachment{Target: "/data"}); !strings.Contains(note, "next start: mounts./data disk -> none (it was there at the start") {
 		t.Errorf("it says %q", note)
 	}
 	if got := w.get("a"); len(got.Spec.Mounts) != 0 || len(w.mounts("a")) != 1 {
@@ -186,7 +186,7 @@ func TestPortsComeToAndGoFromAGuestThatRuns(t *testing.T) {
 	}
 	// The first stays in the machine until the next start, which finds the
 	// other one unchanged.
-	if note := w.detach("a", api.Detachment{Network: "default"}); !strings.Contains(note, "nics (eth0: ") {
+	if note := w.detach("a", api.Detachment{Network: "default"}); !strings.Contains(note, "nics.eth0 default -> none (") {
 		t.Errorf("it says %q", note)
 	}
 	if d := gocmp.Diff([]string{"eth0 on default", "eth2 on back"}, portNames(w.get("a"))); d != "" {
@@ -213,11 +213,25 @@ func TestWhatWallsCantPlugWaitsForTheNextStart(t *testing.T) {
 	w, _ := plugWorld(t)
 	w.launch("c", spec())
 	w.launch("p", spec(func(s *api.InstanceSpec) { s.Kind = api.KindPVM }))
-	if note := w.attach("c", volume("tree", "/data")); !strings.Contains(note, "next start: mounts (/data: nothing in a running container has the right to mount)") {
+	if note := w.attach("c", volume("tree", "/data")); !strings.Contains(note, "next start: mounts./data none -> tree (nothing in a running container has the right to mount)") {
 		t.Errorf("a container says %q", note)
 	}
-	if note := w.attach("p", port("back")); !strings.Contains(note, "next start: nics (eth1: a guest of kind pvm can't get a port while it runs)") {
+	// What waits already is not told again.
+	if note := w.attach("c", api.Attachment{Mount: &api.Mount{HostPath: "/tmp", Target: "/more"}}); !strings.Contains(note, "mounts./more none -> /tmp (nothing") || strings.Contains(note, "/data") {
+		t.Errorf("of the second it says %q", note)
+	}
+	if op := w.patch("c", `{"spec":{"tty":true}}`); op.Error != nil || op.Step != "takes effect at the next start: tty false -> true" {
+		t.Errorf("of a setting it says %q, %v", op.Step, op.Error)
+	}
+	if note := w.detach("c", api.Detachment{HostPath: "/tmp"}); note != "" {
+		t.Errorf("of one that the guest never had it says %q", note)
+	}
+	if note := w.attach("p", port("back")); !strings.Contains(note, "next start: nics.eth1 none -> back (a guest of kind pvm can't get a port while it runs)") {
 		t.Errorf("a pvm says %q", note)
+	}
+	w.launch("alone", spec(func(s *api.InstanceSpec) { s.Kind, s.NICs = api.KindPVM, []api.NIC{} }))
+	if note := w.attach("alone", port("back")); !strings.Contains(note, "next start: nics.eth0 none -> back (") {
+		t.Errorf("one without ports says %q", note)
 	}
 	if got := w.get("p"); len(got.Status.NICs) != 1 || len(got.Spec.NICs) != 2 {
 		t.Errorf("wanted %v, has %v", got.Spec.NICs, got.Status.NICs)

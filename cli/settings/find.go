@@ -31,18 +31,16 @@ func (t Table) Find(key string) (s *Setting, entry string, err error) {
 	return nil, "", e
 }
 
-// KeyOf is how users write the field of a path, such as spec.env.DEBUG; the
-// path itself if they have no word for it.
+// KeyOf is how users write the field of a path, such as spec.env.DEBUG or
+// spec.mounts./srv; the path itself if they have no word for it.
 func (t Table) KeyOf(path string) string {
 	for _, s := range t {
 		entry, below := strings.CutPrefix(path, s.Path+".")
 		switch {
 		case s.Path == path:
 			return s.Key
-		case below && s.shape == table:
+		case below && s.shape != single:
 			return s.Key + "." + entry
-		case below && s.Path != "": // a list of objects, or a part of one
-			return s.Key
 		}
 	}
 	return path
