@@ -148,8 +148,16 @@ func (p *plugging) note() string {
 	if p.want == nil || len(ports) == 0 || len(p.had) == 0 || samePort(ports[0], p.had[0]) {
 		return ""
 	}
-	if slices.ContainsFunc(p.had, func(o api.Port) bool { return samePort(o, ports[0]) }) {
-		return "the default route is by " + ports[0].Name + " from the next start on"
+	first, later := ports[0], "from the next start on"
+	named := first.Network != p.had[0].Network // by its network's gateway (network.ResolvConf)
+	stayed := slices.ContainsFunc(p.had, func(o api.Port) bool { return samePort(o, first) })
+	switch {
+	case stayed && named:
+		return "the default route is by " + first.Name + ", and the name server that of network " + first.Network + ", " + later
+	case stayed:
+		return "the default route is by " + first.Name + " " + later
+	case named:
+		return "the name server is that of network " + first.Network + " " + later
 	}
 	return ""
 }

@@ -326,3 +326,23 @@ func TestPortsOfAStoppedInstanceFollowItsSpecAtOnce(t *testing.T) {
 		t.Errorf("what was given back is not given again: %+v, was %+v", got, first)
 	}
 }
+
+// The first port has the default route, and its network answers for names.
+func TestDetachingTheFirstPortTellsWhatChangesWithIt(t *testing.T) {
+	w, _ := plugWorld(t)
+	w.launch("a", vm(func(s *api.InstanceSpec) { s.NICs = []api.NIC{} }))
+	for _, network := range []string{"default", "default", "back"} {
+		if note := w.attach("a", port(network)); note != "" {
+			t.Errorf("attaching to %s says %q", network, note)
+		}
+	}
+	for _, tt := range [][2]string{
+		{"eth0", "the default route is by eth1 from the next start on"},
+		{"eth1", "the default route is by eth2, and the name server that of network back, from the next start on"},
+		{"eth2", ""},
+	} {
+		if note := w.detach("a", api.Detachment{NIC: tt[0]}); note != tt[1] {
+			t.Errorf("detaching %s says %q", tt[0], note)
+		}
+	}
+}
