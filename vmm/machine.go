@@ -82,6 +82,9 @@ const (
 type End struct {
 	Reason Reason
 	Code   int // with TestExit: what was written
+	// Where tells, with TripleFault, where the processor was.
+	Where  string
+	faulty *vcpu
 }
 
 // Machine is one guest. Run may be called once; the other methods may be
@@ -287,6 +290,9 @@ func (m *Machine) Run(ctx context.Context) (End, error) {
 		wg.Go(c.run)
 	}
 	wg.Wait()
+	if c := m.end.faulty; c != nil {
+		m.end.Where = c.fault()
+	}
 	return m.end, m.err
 }
 

@@ -3,7 +3,9 @@ package vmm
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,7 +97,7 @@ func TestAGuestFindsItsDeviceAndUsesIt(t *testing.T) {
 	c.Store8(scratch+8, 42)
 	c.Exit(scratch + 8)
 	m := newMachine(t, c, io.Discard, Device{"rng0", rng.New()})
-	if end := m.mustRun(t); end != (End{TestExit, 42}) {
+	if end := m.mustRun(t); end != (End{Reason: TestExit, Code: 42}) {
 		t.Fatalf("ended by %+v", end)
 	}
 	id, _ := m.memory.Slice(scratch, 4)
@@ -123,6 +125,17 @@ func TestAProcessorThatIsResetResetsTheMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if end := m.mustRun(t); end.Reason != Restart {
+		t.Errorf("ended by %+v", end)
+	}
+}
+
+func TestWhereAProcessorGaveUpIsTold(t *testing.T) {
+	var c code
+	c.Store8(scratch, 1)
+	at := tiny.Addr + len(c.Code)
+	c.Code = append(c.Code, 0x0f, 0x0b) // ud2, for which there is no handler
+	end := newMachine(t, c, io.Discard).mustRun(t)
+	if end.Reason != TripleFault || end.Where != unknownFault(0) && !strings.Contains(end.Where, fmt.Sprintf("vCPU 0 at %#x", at)) {
 		t.Errorf("ended by %+v", end)
 	}
 }

@@ -26,7 +26,7 @@ func TestAMultibootImageIsEnteredAndEndsByThePortForTests(t *testing.T) {
 	}
 	guard := time.AfterFunc(2*time.Minute, m.Stop)
 	t.Cleanup(func() { guard.Stop(); m.Close() })
-	if end := m.mustRun(t); end != (End{TestExit, 0x1234}) {
+	if end := m.mustRun(t); end != (End{Reason: TestExit, Code: 0x1234}) {
 		t.Fatalf("ended by %+v", end)
 	}
 	if said.String() != "!" {

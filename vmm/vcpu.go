@@ -138,7 +138,7 @@ func (c *vcpu) handle(reason kvm.Reason) error {
 		}
 	case kvm.ExitIntr:
 	case kvm.ExitShutdown:
-		m.finish(End{Reason: TripleFault}, nil)
+		m.finish(End{Reason: TripleFault, faulty: c}, nil)
 	case kvm.ExitSystemEvent:
 		end := map[kvm.SystemEvent]Reason{kvm.EventShutdown: PowerOff, kvm.EventReset: Restart}[c.cpu.SystemEvent()]
 		if end == "" {

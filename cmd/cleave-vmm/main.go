@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -99,7 +98,7 @@ func machine(s *spec) (int, error) {
 	case err != nil:
 		return 0, err
 	case end.Reason == vmm.TripleFault:
-		return 0, errors.New("the guest's processor gave up (triple fault)")
+		return 0, fmt.Errorf("the guest's processor gave up (triple fault): %s", end.Where)
 	case end.Reason == vmm.TestExit:
 		return end.Code<<1 | 1, nil // as QEMU's isa-debug-exit
 	}
