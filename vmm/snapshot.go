@@ -19,7 +19,8 @@ import (
 // that has a base holds of the memory only the pages that were written since,
 // and says which.
 
-// Files are where a snapshot is.
+// Files are where a snapshot is. When it is read, the file of memory may have
+// more behind that.
 type Files struct{ State, Memory *os.File }
 
 // SaveOptions of Save.
@@ -197,7 +198,7 @@ func (h *header) fits(f *os.File) error {
 	switch {
 	case err != nil:
 		return err
-	case !st.Mode().IsRegular() || st.Size() != int64(h.Memory):
+	case !st.Mode().IsRegular() || st.Size() < int64(h.Memory):
 		return fmt.Errorf("%d bytes of memory are in a file of %d", h.Memory, st.Size())
 	}
 	return nil

@@ -3,6 +3,7 @@ package vmm
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -141,6 +142,12 @@ func TestASnapshotGoesOnSeveralTimes(t *testing.T) {
 	at := c.next
 	full := snapshotFiles(t)
 	c.during(t, func() error { return c.Save(full, SaveOptions{Track: true}) })
+	if _, err := full.Memory.Seek(0, io.SeekEnd); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := full.Memory.WriteString("what somebody keeps behind the memory"); err != nil {
+		t.Fatal(err)
+	}
 	c.during(t, c.Resume)
 	c.more(t)
 
@@ -175,8 +182,12 @@ func TestASnapshotGoesOnSeveralTimes(t *testing.T) {
 	r = restored(t, second)
 	r.goOn(t, mark)
 	r.stop()
-	r = restored(t, full, changes, last)
-	r.during(t, r.Resume)
+	r = restored(t, full, changes, last) // which was saved while it ran
+	if err := r.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	r.next = <-r.said + 1
+	r.more(t)
 	r.stop()
 
 	if small, all := blocks(t, changes.Memory), blocks(t, full.Memory); small > all {
