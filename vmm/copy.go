@@ -95,7 +95,7 @@ func (m *Machine) copyAll(to *os.File) error {
 			off = end
 		}
 	}
-	return to.Truncate(int64(m.memory.Size()))
+	return to.Truncate(int64(m.memory.FileSize()))
 }
 
 // data finds what of a region, from an offset on, may be other than zero.

@@ -48,6 +48,11 @@ const (
 type Config struct {
 	CPUs   int
 	Memory uint64 // bytes, whole pages
+	// Pluggable is how much a memory device (package mem) may add to that, from
+	// memory.PluggableAddr(Memory) on.
+	Pluggable uint64
+	// Mapped is what else is in its memory: for persistent memory.
+	Mapped []Mapped
 	// HugePages has the memory in pages of 2 MiB, which the host must have set
 	// aside. What the guest gives back, it keeps then.
 	HugePages bool
@@ -64,6 +69,25 @@ type Config struct {
 	Ejected func(Device)
 	// Thread, if there is one, is called first on each vCPU's thread.
 	Thread func() error
+}
+
+// Mapped is memory of the host's that the guest finds at an address and can
+// only read. It has to stay until Close. A device that is told by the guest to
+// write there does, so it is a private copy if it is a file's.
+type Mapped struct {
+	Addr uint64
+	Host []byte // whole pages
+}
+
+// MappedAddr is the first address for Mapped in a machine.
+func MappedAddr(ram, pluggable uint64) uint64 {
+	const unit = 2 << 30 // of the largest sections that Linux takes
+	return (memory.PluggableAddr(ram) + pluggable + unit - 1) / unit * unit
+}
+
+// fits tells whether so much memory is below what else there is.
+func fits(ram, pluggable uint64) bool {
+	return ram <= maxMemory && pluggable <= maxMemory && memory.PluggableAddr(ram)+pluggable <= highWindow
 }
 
 // Reason is why a machine ended.
@@ -125,8 +149,8 @@ type Machine struct {
 // New puts a machine together and its kernel into its memory.
 func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 	switch {
-	case c.Memory > maxMemory:
-		return nil, fmt.Errorf("%d GiB of memory are more than a machine can have", c.Memory>>30)
+	case !fits(c.Memory, c.Pluggable):
+		return nil, fmt.Errorf("%d GiB of memory are more than a machine can have", (c.Memory+c.Pluggable)>>30)
 	case c.CPUs < 1 || c.CPUs > maxCPUs:
 		return nil, fmt.Errorf("%d processors are too few or too many: a machine has up to %d", c.CPUs, maxCPUs)
 	}
@@ -134,7 +158,7 @@ func New(sys *kvm.System, c Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ram, err := memory.New(c.Memory, memory.Options{HugePages: c.HugePages})
+	ram, err := memory.New(c.Memory, memory.Options{HugePages: c.HugePages, Pluggable: c.Pluggable})
 	if err != nil {
 		return nil, err
 	}
@@ -177,6 +201,9 @@ func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUID
 			return nil, err
 		}
 	}
+	if err := m.lend(c.Mapped); err != nil {
+		return nil, err
+	}
 	if err := m.vm.CreateIRQChip(); err != nil {
 		return nil, err
 	}
@@ -184,6 +211,25 @@ func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUID
 		return nil, err
 	}
 	return m, m.addCPUs(cpuid)
+}
+
+// lend maps what isn't the machine's own memory.
+func (m *Machine) lend(list []Mapped) error {
+	regions := m.memory.Regions()
+	last := &regions[len(regions)-1]
+	next := max(last.End(), memory.HoleEnd)
+	for i, l := range list {
+		size := uint64(len(l.Host))
+		if l.Addr < next || size > highWindow || l.Addr+size > highWindow {
+			return fmt.Errorf("%d bytes can't be mapped at %#x", size, l.Addr)
+		}
+		if err := m.vm.SetMemory(uint32(len(regions)+i), kvm.MemReadOnly, l.Addr, l.Host); err != nil {
+			return err
+		}
+		m.memory.Lend(l.Addr, l.Host)
+		next = l.Addr + size
+	}
+	return nil
 }
 
 // boot puts kernel and tables into memory and the first processor at their

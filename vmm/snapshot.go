@@ -115,7 +115,7 @@ func (m *Machine) copyRunning(to *os.File, changes bool) (pages, error) {
 	if err := m.copyRuns(to, m.runs(p)); err != nil {
 		return nil, err
 	}
-	return p, to.Truncate(int64(m.memory.Size()))
+	return p, to.Truncate(int64(m.memory.FileSize()))
 }
 
 // Restore makes a machine from a snapshot and those that it is based on, the
@@ -171,7 +171,7 @@ func readState(r io.Reader) (*header, error) {
 	if err := h.check(); err != nil {
 		return nil, fmt.Errorf("the state can't be: %w", err)
 	}
-	next, total := uint64(0), h.Memory/memory.PageSize
+	next, total := uint64(0), (h.Memory+h.Pluggable)/memory.PageSize
 	for _, r := range h.Runs {
 		if r.First < next || r.Count == 0 || r.First >= total || r.Count > total-r.First {
 			return nil, fmt.Errorf("the state can't be: it has %d pages at %d of %d", r.Count, r.First, total)
@@ -186,7 +186,7 @@ func (h *header) follows(base *header) error {
 	switch {
 	case base == nil && h.Base != "":
 		return fmt.Errorf("it has only what changed since snapshot %s, which is missing", h.Base)
-	case base != nil && (h.Base != base.ID || h.Memory != base.Memory):
+	case base != nil && (h.Base != base.ID || h.Memory != base.Memory || h.Pluggable != base.Pluggable):
 		return fmt.Errorf("it is based on %q, and not on %s", h.Base, base.ID)
 	}
 	return nil
@@ -198,8 +198,8 @@ func (h *header) fits(f *os.File) error {
 	switch {
 	case err != nil:
 		return err
-	case !st.Mode().IsRegular() || st.Size() < int64(h.Memory):
-		return fmt.Errorf("%d bytes of memory are in a file of %d", h.Memory, st.Size())
+	case !st.Mode().IsRegular() || st.Size() < int64(h.Memory+h.Pluggable):
+		return fmt.Errorf("%d bytes of memory are in a file of %d", h.Memory+h.Pluggable, st.Size())
 	}
 	return nil
 }
@@ -216,7 +216,7 @@ func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) 
 		}
 		cpuid = append(cpuid, cs.CPUID)
 	}
-	ram, err := privateMemory(layers[0].Memory, s.Memory)
+	ram, err := privateMemory(layers[0].Memory, s.Memory, s.Pluggable)
 	if err != nil {
 		return nil, err
 	}
@@ -238,13 +238,13 @@ func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) 
 }
 
 // privateMemory maps a file, of which it takes a duplicate.
-func privateMemory(f *os.File, size uint64) (*memory.Memory, error) {
+func privateMemory(f *os.File, size, pluggable uint64) (*memory.Memory, error) {
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	own := os.NewFile(uintptr(fd), f.Name())
-	ram, err := memory.Map(own, size, unix.MAP_PRIVATE)
+	ram, err := memory.MapPluggable(own, size, pluggable, unix.MAP_PRIVATE)
 	if err != nil {
 		own.Close()
 	}

@@ -17,6 +17,9 @@ const stateVersion = 1
 type State struct {
 	Version int
 	Memory  uint64
+	// Pluggable is how much there may be beside.
+	Pluggable uint64 `json:",omitempty"`
+
 	CPUs    []*cpuState
 	Chips   [][]byte // PICs and I/O APIC
 	Clock   kvm.ClockData
@@ -37,7 +40,7 @@ type deviceState struct {
 // state collects the state of a paused machine.
 func (m *Machine) state(msrs []uint32) (*State, error) {
 	s := &State{
-		Version: stateVersion, Memory: m.memory.Size(), Clock: m.clock,
+		Version: stateVersion, Memory: m.memory.Size(), Pluggable: m.memory.FileSize() - m.memory.Size(), Clock: m.clock,
 		Serial: m.serial.Save(), PCI: m.pci.Address(),
 	}
 	s.Events = m.power.save()
@@ -76,8 +79,8 @@ func (s *State) check() error {
 	switch {
 	case s.Version != stateVersion:
 		return fmt.Errorf("it has version %d, and %d is what can be read", s.Version, stateVersion)
-	case s.Memory == 0 || s.Memory > maxMemory:
-		return fmt.Errorf("it has %d bytes of memory", s.Memory)
+	case s.Memory == 0 || s.Memory > maxMemory || !fits(s.Memory, s.Pluggable):
+		return fmt.Errorf("it has %d bytes of memory, and %d pluggable ones", s.Memory, s.Pluggable)
 	case len(s.CPUs) == 0 || len(s.CPUs) > maxCPUs:
 		return fmt.Errorf("it has %d processors", len(s.CPUs))
 	case len(s.Chips) != chips:

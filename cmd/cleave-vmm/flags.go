@@ -23,13 +23,15 @@ const usage = `Usage: cleave-vmm --kernel FILE [--initrd FILE] [--disk FILE]... 
 Runs one virtual machine. Each FILE, TAP and SOCKET may be fd=N, which is
 inherited.
 
-  --memory SIZE[,hugepages=2M]                             its memory, in pages of 2 MiB
+  --memory SIZE[,max=SIZE][,hugepages=2M]                  its memory at the start, and how much it
+                                                           may get while it runs; in pages of 2 MiB
   --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
                                                            disk: a raw file, a partition, or a
                                                            qcow2 image
   --net TAP[,name=N][,mac=M][,queues=N]                    tap device
   --port FILE,name=N                                       line to programs in the guest: a socket
                                                            that listens, or a file
+  --pmem FILE[,name=N]                                     file in its memory, to be read only
   --vsock cid=N,socket=PATH                                sockets: what listens at PATH_P is port
                                                            P of the host, and who connects to PATH
                                                            and says "CONNECT P" is at port P of
@@ -43,7 +45,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags := flag.NewFlagSet("cleave-vmm", flag.ExitOnError)
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	s = &spec{}
-	var disks, nets, ports, restore list
+	var disks, nets, ports, pmem, restore list
 	kernel := flags.String("kernel", "", "bzImage, or ELF with an entry for PVH")
 	initrd := flags.String("initrd", "", "initramfs")
 	flags.StringVar(&s.Command, "command", "console=ttyS0", "kernel command line")
@@ -54,6 +56,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags.Var(&disks, "disk", "a disk; may be repeated")
 	flags.Var(&nets, "net", "a port; may be repeated")
 	flags.Var(&ports, "port", "a console port; may be repeated")
+	flags.Var(&pmem, "pmem", "a file in its memory; may be repeated")
 	console := flags.String("console", "", "the serial port's other end (default: the standard streams)")
 	end := flags.String("end", "", "file to note in why the guest ended")
 	flags.BoolVar(&s.NoReboot, "no-reboot", false, "end where the guest would start anew")
@@ -76,6 +79,11 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	}
 	if err := s.openLines(ports, *console, *end); err != nil {
 		return s, false, err
+	}
+	for i, arg := range pmem {
+		if err := s.openPmem(arg, i); err != nil {
+			return s, false, fmt.Errorf("--pmem %s: %w", arg, err)
+		}
 	}
 	if *sockets != "" {
 		if err := s.openVsock(*sockets); err != nil {

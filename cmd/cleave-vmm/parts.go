@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 
@@ -13,6 +14,11 @@ import (
 // parseMemory is a --memory.
 func (s *spec) parseMemory(arg string) error {
 	size, err := options(arg, map[string]func(string) error{
+		"max": func(v string) error {
+			n, err := api.ParseBytes(v)
+			s.Max = uint64(n)
+			return err
+		},
 		"hugepages": func(v string) error {
 			if v != "2M" && v != "2MiB" {
 				return fmt.Errorf("%q is no size of huge pages that can be had: 2M is", v)
@@ -26,6 +32,20 @@ func (s *spec) parseMemory(arg string) error {
 	}
 	n, err := api.ParseBytes(size)
 	s.Memory = uint64(n)
+	if err == nil && s.Max != 0 && s.Max < s.Memory {
+		err = errors.New("it begins with more than its most")
+	}
+	return err
+}
+
+// openPmem is a --pmem, the i-th.
+func (s *spec) openPmem(arg string, i int) error {
+	p := portSpec{Name: fmt.Sprintf("pmem%d", i)}
+	name, err := options(arg, map[string]func(string) error{"name": text(&p.Name)})
+	if err == nil {
+		p.File, err = s.open(name, os.O_RDONLY)
+	}
+	s.Pmem = append(s.Pmem, p)
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 type spec struct {
 	CPUs     int
 	Memory   uint64
+	Max      uint64
 	Huge     bool
 	CPU      string
 	Command  string
@@ -26,6 +27,7 @@ type spec struct {
 	Disks    []diskSpec
 	Nets     []netSpec
 	Ports    []portSpec
+	Pmem     []portSpec
 	Vsock    *vsockSpec
 	Console  int // the serial port's other end, instead of the standard streams
 	End      int // where the reason of the guest's end is noted
@@ -82,7 +84,7 @@ func (s *spec) file(n int) (*os.File, error) {
 
 // config is the spec with its files.
 func (s *spec) config() (*monitor.Config, error) {
-	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, HugePages: s.Huge, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
+	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, MaxMemory: s.Max, HugePages: s.Huge, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
 	var err error
 	for _, f := range []struct {
 		n  int
@@ -119,6 +121,13 @@ func (s *spec) config() (*monitor.Config, error) {
 			return nil, err
 		}
 		c.Ports = append(c.Ports, monitor.Port{Name: p.Name, File: f})
+	}
+	for _, p := range s.Pmem {
+		f, err := s.file(p.File)
+		if err != nil {
+			return nil, err
+		}
+		c.Pmem = append(c.Pmem, monitor.Pmem{Name: p.Name, File: f})
 	}
 	for _, r := range s.Restore {
 		state, err := s.file(r[0])

@@ -27,7 +27,7 @@ Requests:
   remove NAME                   have the guest let go of a device
   set-limits NAME BYTES OPERATIONS
                                 bound a device, each in a second; 0 is no bound
-  set-memory SIZE               how much memory the guest shall keep
+  set-memory SIZE               how much memory the guest shall have
   save DIRECTORY [--track] [--changes]
                                 write a snapshot into a new directory; --track
                                 notes what changes from then on, --changes

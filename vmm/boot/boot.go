@@ -186,6 +186,9 @@ const (
 func memoryMap(m *memory.Memory) []area {
 	out := []area{{0, 0x9fc00, usable}, {0x9fc00, highAddr - 0x9fc00, reserved}}
 	for i, r := range m.Regions() {
+		if r.Pluggable {
+			continue
+		}
 		from := r.Guest
 		if i == 0 {
 			from = highAddr

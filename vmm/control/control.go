@@ -40,7 +40,8 @@ type Machine interface {
 	// Remove asks the guest to let go of a device, and waits for that.
 	Remove(context.Context, Remove) error
 	SetLimits(context.Context, SetLimits) error
-	// SetMemory has the guest leave all but so many bytes to the host.
+	// SetMemory has the guest leave all but so many bytes to the host, or take
+	// more than it had at its start.
 	SetMemory(context.Context, SetMemory) error
 	// ResizeDisk makes a disk in a file larger; the guest is told.
 	ResizeDisk(context.Context, ResizeDisk) error
@@ -50,9 +51,14 @@ type Machine interface {
 
 // Status is how a machine is.
 type Status struct {
-	State   string   `json:"state"` // running or paused
-	CPUs    int      `json:"cpus"`
-	Memory  uint64   `json:"memory"`
+	State  string `json:"state"` // running or paused
+	CPUs   int    `json:"cpus"`
+	Memory uint64 `json:"memory"`
+	// Pluggable is how much memory it may get beside, and Plugged how much of
+	// that it has.
+	Pluggable uint64 `json:"pluggable,omitempty"`
+	Plugged   uint64 `json:"plugged,omitempty"`
+
 	Devices []string `json:"devices"`
 	// Resets is how many times the guest was started anew.
 	Resets int `json:"resets"`

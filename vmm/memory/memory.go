@@ -36,6 +36,9 @@ type Region struct {
 	Guest  uint64 // physical address
 	Offset int64  // in the file
 	Host   []byte
+	// Pluggable is memory that the guest isn't told of at its start: a device
+	// gives it to it (virtio 1.2, 5.15).
+	Pluggable bool
 }
 
 // End is the first address behind it.
@@ -45,8 +48,9 @@ func (r *Region) End() uint64 { return r.Guest + uint64(len(r.Host)) }
 // goroutine until Close.
 type Memory struct {
 	file    *os.File
-	size    uint64
+	size    uint64   // without what is pluggable
 	regions []Region // by address, without overlap
+	lent    []Region // what is no part of it: Lend
 	private bool     // a copy of the file's content
 	written atomic.Pointer[[][]uint64]
 }
@@ -55,6 +59,22 @@ type Memory struct {
 type Options struct {
 	// HugePages has it in pages of 2 MiB, which must be there.
 	HugePages bool
+	// Pluggable is how many bytes there are beside, from PluggableAddr on.
+	Pluggable uint64
+}
+
+// sectionSize is that of the largest sections in which Linux takes memory
+// that wasn't there at its start.
+const sectionSize = 2 << 30
+
+// PluggableAddr is where pluggable memory begins beside some bytes of memory,
+// and whatever else is to lie above that.
+func PluggableAddr(size uint64) uint64 {
+	end := uint64(HoleEnd)
+	if size > HoleStart {
+		end += size - HoleStart
+	}
+	return (end + sectionSize - 1) / sectionSize * sectionSize
 }
 
 // hugePage is the size of a huge page on x86-64.
@@ -67,15 +87,18 @@ func New(size uint64, o Options) (*Memory, error) {
 	if o.HugePages {
 		unit, flags = hugePage, flags|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB
 	}
-	if size == 0 || size%unit != 0 {
-		return nil, fmt.Errorf("memory of %d bytes: not a positive multiple of %d", size, unit)
+	if size == 0 || size%unit != 0 || o.Pluggable%unit != 0 {
+		return nil, fmt.Errorf("memory of %d bytes and %d pluggable ones: not positive multiples of %d", size, o.Pluggable, unit)
+	}
+	if o.HugePages && o.Pluggable > 0 {
+		return nil, errors.New("memory that can grow can't be in huge pages, which would all be taken at once")
 	}
 	fd, err := unix.MemfdCreate("guest-memory", flags)
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's memory: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "guest-memory")
-	if err := f.Truncate(int64(size)); err != nil {
+	if err := f.Truncate(int64(size + o.Pluggable)); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("make %d bytes of memory: %w", size, err)
 	}
@@ -88,7 +111,7 @@ func New(size uint64, o Options) (*Memory, error) {
 	if o.HugePages {
 		sharing = unix.MAP_SHARED // all of them are ours now, or there are too few
 	}
-	m, err := mapFile(f, size, sharing)
+	m, err := mapFile(f, size, o.Pluggable, sharing)
 	if err != nil {
 		f.Close()
 	}
@@ -102,18 +125,23 @@ func New(size uint64, o Options) (*Memory, error) {
 // unix.MAP_SHARED, or unix.MAP_PRIVATE for a copy that is made page by page
 // as the guest writes. It takes the file over.
 func Map(f *os.File, size uint64, sharing int) (*Memory, error) {
-	return mapFile(f, size, sharing|unix.MAP_NORESERVE)
+	return MapPluggable(f, size, 0, sharing)
 }
 
-func mapFile(f *os.File, size uint64, flags int) (*Memory, error) {
+// MapPluggable is Map of a file of size bytes and those that are pluggable.
+func MapPluggable(f *os.File, size, pluggable uint64, sharing int) (*Memory, error) {
+	return mapFile(f, size, pluggable, sharing|unix.MAP_NORESERVE)
+}
+
+func mapFile(f *os.File, size, pluggable uint64, flags int) (*Memory, error) {
 	m := &Memory{file: f, size: size, private: flags&unix.MAP_PRIVATE != 0}
-	for _, r := range layout(size) {
+	for _, r := range layout(size, pluggable) {
 		host, err := unix.Mmap(int(f.Fd()), r.offset, int(r.size), unix.PROT_READ|unix.PROT_WRITE, flags)
 		if err != nil {
 			_ = m.unmap() // what there is of it
 			return nil, fmt.Errorf("map %d bytes of the guest's memory: %w", r.size, err)
 		}
-		m.regions = append(m.regions, Region{Guest: r.guest, Offset: r.offset, Host: host})
+		m.regions = append(m.regions, Region{Guest: r.guest, Offset: r.offset, Host: host, Pluggable: r.offset >= int64(size)})
 	}
 	return m, nil
 }
@@ -124,11 +152,14 @@ type piece struct {
 	size   uint64
 }
 
-func layout(size uint64) []piece {
+func layout(size, pluggable uint64) []piece {
 	low := min(size, HoleStart)
 	out := []piece{{0, 0, low}}
 	if size > low {
 		out = append(out, piece{HoleEnd, int64(low), size - low})
+	}
+	if pluggable > 0 {
+		out = append(out, piece{PluggableAddr(size), int64(size), pluggable})
 	}
 	return out
 }
@@ -145,8 +176,21 @@ func (m *Memory) unmap() error {
 	return errors.Join(errs...)
 }
 
-// Size is how many bytes there are.
+// Size is how many bytes there are, without those that are pluggable.
 func (m *Memory) Size() uint64 { return m.size }
+
+// FileSize is how many bytes its file has: all of them.
+func (m *Memory) FileSize() uint64 {
+	last := &m.regions[len(m.regions)-1]
+	return uint64(last.Offset) + uint64(len(last.Host))
+}
+
+// Lend has a device find other memory at an address that is none of the
+// regions'. It is no part of what is saved, and what a device writes there is
+// not noted. It is called before anybody else uses m.
+func (m *Memory) Lend(addr uint64, host []byte) {
+	m.lent = append(m.lent, Region{Guest: addr, Host: host})
+}
 
 // Regions are its pieces, by address.
 func (m *Memory) Regions() []Region { return m.regions }
@@ -159,6 +203,12 @@ func (m *Memory) Slice(addr, n uint64) ([]byte, error) {
 	i := sort.Search(len(m.regions), func(i int) bool { return m.regions[i].End() > addr })
 	if i < len(m.regions) {
 		if r := &m.regions[i]; addr >= r.Guest && n <= r.End()-addr {
+			off := addr - r.Guest
+			return r.Host[off : off+n : off+n], nil
+		}
+	}
+	for i := range m.lent {
+		if r := &m.lent[i]; addr >= r.Guest && addr < r.End() && n <= r.End()-addr {
 			off := addr - r.Guest
 			return r.Host[off : off+n : off+n], nil
 		}

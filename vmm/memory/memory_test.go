@@ -21,7 +21,7 @@ func TestMemoryLeavesTheHoleFree(t *testing.T) {
 		{HoleStart, []piece{{0, 0, HoleStart}}},
 		{5 << 30, []piece{{0, 0, HoleStart}, {HoleEnd, HoleStart, 2 << 30}}},
 	} {
-		got := layout(c.size)
+		got := layout(c.size, 0)
 		if len(got) != len(c.want) {
 			t.Errorf("%d: got %v", c.size, got)
 			continue
@@ -194,5 +194,51 @@ func TestHugePagesAreThereOrItIsSaidWhatIsMissing(t *testing.T) {
 	defer m.Close()
 	if err := m.Write([]byte("x"), 6<<20); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestPluggableMemoryIsBehindTheRest(t *testing.T) {
+	for size, want := range map[uint64]uint64{1 << 20: 4 << 30, HoleStart: 4 << 30, HoleStart + 1<<20: 6 << 30, 8 << 30: 10 << 30} {
+		if got := PluggableAddr(size); got != want {
+			t.Errorf("beside %d MiB it is at %#x instead of %#x", size>>20, got, want)
+		}
+	}
+	m, err := New(16<<20, Options{Pluggable: 4 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.Size() != 16<<20 || m.FileSize() != 20<<20 || len(m.Regions()) != 2 || m.Regions()[0].Pluggable || !m.Regions()[1].Pluggable {
+		t.Errorf("%d of %d bytes in %d regions", m.Size(), m.FileSize(), len(m.Regions()))
+	}
+	if err := m.Write([]byte("there"), 4<<30); err != nil {
+		t.Error(err)
+	}
+	b := make([]byte, 5)
+	if _, err := m.File().ReadAt(b, 16<<20); err != nil || string(b) != "there" {
+		t.Errorf("the file has %q, %v", b, err)
+	}
+	if _, err := New(16<<20, Options{Pluggable: 4 << 20, HugePages: true}); err == nil {
+		t.Error("huge pages for what may never be there")
+	}
+}
+
+func TestLentMemoryIsFoundAndNotSaved(t *testing.T) {
+	m, err := New(1<<20, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	m.Lend(1<<40, []byte("lent"))
+	if b, err := m.Slice(1<<40+1, 3); err != nil || string(b) != "ent" {
+		t.Errorf("%q, %v", b, err)
+	}
+	for _, at := range []uint64{1<<40 - 1, 1<<40 + 1, 1 << 41} {
+		if _, err := m.Slice(at, 4); !errors.Is(err, ErrOutside) {
+			t.Errorf("at %#x: %v", at, err)
+		}
+	}
+	if m.FileSize() != 1<<20 {
+		t.Errorf("the file has %d bytes", m.FileSize())
 	}
 }

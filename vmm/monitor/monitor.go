@@ -14,11 +14,14 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/boot"
 	"github.com/cleave-project/cleave/vmm/control"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/virtio/balloon"
+	"github.com/cleave-project/cleave/vmm/virtio/mem"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -27,6 +30,10 @@ import (
 type Config struct {
 	CPUs   int
 	Memory uint64
+	// MaxMemory is how much it may be given while it runs, if that is more.
+	MaxMemory uint64
+	// Pmem is what else is in its memory.
+	Pmem []Pmem
 	// HugePages has its memory in pages of 2 MiB.
 	HugePages bool
 	CPU       string // vmm.Config
@@ -73,7 +80,9 @@ type Monitor struct {
 	config Config
 	// balloon is in every machine: by it a guest gives back what it doesn't
 	// use.
-	balloon *balloon.Device
+	balloon   *balloon.Device
+	pluggable *mem.Device  // nil where memory can't grow
+	mapped    []vmm.Mapped // of Config.Pmem
 
 	// life is held for writing while a machine is replaced by the next.
 	life    sync.RWMutex
@@ -98,6 +107,10 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 			Device: vmm.Device{Name: "balloon", Device: m.balloon}, close: func() {},
 			metrics: func() any { return m.balloon.Metrics() },
 		})
+	if err := m.addMemory(); err != nil {
+		m.close()
+		return nil, err
+	}
 	if len(c.Ports) > 0 {
 		var err error
 		if m.lines, err = newLines(c.Ports); err != nil {
@@ -169,6 +182,7 @@ func (m *Monitor) boot() (*vmm.Machine, error) {
 func (m *Monitor) machineConfig() vmm.Config {
 	c := vmm.Config{
 		CPUs: m.config.CPUs, Memory: m.config.Memory, HugePages: m.config.HugePages, CPU: m.config.CPU,
+		Pluggable: m.more(), Mapped: m.mapped,
 		Console: m.config.Console, Ejected: m.ejected, Thread: m.config.Thread,
 	}
 	m.mu.Lock()
@@ -235,6 +249,9 @@ func (m *Monitor) next() error {
 	if err != nil {
 		return err
 	}
+	if m.pluggable != nil {
+		m.pluggable.Renew()
+	}
 	m.machine, err = m.boot()
 	m.resets++
 	return err
@@ -272,4 +289,8 @@ func (m *Monitor) close() {
 		d.close()
 	}
 	m.devices = nil
+	for _, p := range m.mapped {
+		_ = unix.Munmap(p.Host)
+	}
+	m.mapped = nil
 }

@@ -7,9 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
+	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
+	"github.com/cleave-project/cleave/vmm/internal/tiny"
 )
 
 func TestADialerConnectsToWhatListensAtAPort(t *testing.T) {
@@ -152,5 +156,58 @@ func TestASocketDeviceIsOneOfTheDevices(t *testing.T) {
 	d.close()
 	if _, err := newVsock(Vsock{CID: 2}); err == nil {
 		t.Error("a guest has the host's CID")
+	}
+}
+
+// The guest has no drivers: what it shall have is noted, and waited for in
+// vain.
+func TestMemoryIsSetWithinWhatThereMayBe(t *testing.T) {
+	var c tiny.Code
+	here := len(c)
+	c.Jump(here)
+	image := backing(t, 3<<20)
+	r := run(t, Config{Kernel: kernel(t, c), MaxMemory: 64 << 20, Pmem: []Pmem{{"image", image}}})
+	ctx := t.Context()
+	s, err := r.Status(ctx)
+	if err != nil || s.Memory != 16<<20 || s.Pluggable != 48<<20 || s.Plugged != 0 || !slices.Contains(s.Devices, "memory") || !slices.Contains(s.Devices, "image") {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for bytes, ok := range map[uint64]bool{0: false, 8 << 20: true, 64 << 20: true, 64<<20 + 1: false, 17<<20 + 5: true, 16 << 20: true} {
+		if err := r.SetMemory(ctx, control.SetMemory{Bytes: bytes}); (err == nil) != ok {
+			t.Errorf("%d bytes: %v", bytes, err)
+		}
+	}
+	if err := r.SetMemory(ctx, control.SetMemory{Bytes: 32 << 20, Wait: time.Millisecond}); err == nil {
+		t.Error("a guest without a driver has got memory")
+	}
+	if err := r.Reset(ctx); err != nil {
+		t.Error(err)
+	}
+	// A stop may meet the moment in which there is no machine.
+	for r.Stop(ctx) != nil {
+		time.Sleep(time.Millisecond)
+	}
+	for {
+		select {
+		case end := <-r.ended:
+			if end.Reason != vmm.Stopped {
+				t.Errorf("ended by %+v", end)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+			_ = r.Stop(ctx)
+		}
+	}
+}
+
+func TestWhatIsNoFileIsNoPersistentMemory(t *testing.T) {
+	dev, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]*os.File{"a device": dev, "nothing": backing(t, 0)} {
+		if _, err := mapped(f); err == nil {
+			t.Errorf("%s is mapped", name)
+		}
 	}
 }

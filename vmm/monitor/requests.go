@@ -31,6 +31,10 @@ func (m *Monitor) Status(context.Context) (s control.Status, err error) {
 		if machine.Paused() {
 			s.State = "paused"
 		}
+		if m.pluggable != nil {
+			s.Pluggable = m.more()
+			_, s.Plugged = m.pluggable.Size()
+		}
 		for _, d := range machine.Devices() {
 			s.Devices = append(s.Devices, d.Name)
 		}
@@ -102,30 +106,6 @@ func (m *Monitor) SetLimits(_ context.Context, l control.SetLimits) error {
 	}
 	for _, r := range d.limits {
 		r.Set(limitsOf(l.Limits))
-	}
-	return nil
-}
-
-// SetMemory implements control.Machine: the balloon takes the rest.
-func (m *Monitor) SetMemory(ctx context.Context, s control.SetMemory) error {
-	var all uint64
-	if err := m.with(func(machine *vmm.Machine) error { all = machine.Memory(); return nil }); err != nil {
-		return err
-	}
-	if s.Bytes == 0 || s.Bytes > all {
-		return fmt.Errorf("leave the guest %d bytes of memory: it has %d", s.Bytes, all)
-	}
-	before, _ := m.balloon.Size()
-	if err := m.balloon.SetTarget(all - s.Bytes); err != nil {
-		return err
-	}
-	if s.Wait <= 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.Wait)
-	defer cancel()
-	if err := m.balloon.Wait(ctx); err != nil {
-		return errors.Join(fmt.Errorf("leave the guest %d bytes of memory: %w", s.Bytes, err), m.balloon.SetTarget(before))
 	}
 	return nil
 }

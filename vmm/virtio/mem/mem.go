@@ -16,6 +16,7 @@
 package mem
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -59,6 +60,7 @@ type Device struct {
 	requested, usable uint64
 	changed           func() // nil while idle
 	stop              func()
+	moved             chan struct{} // closed, and made anew, when plugged changes
 }
 
 // New returns a device with nothing plugged.
@@ -66,7 +68,7 @@ func New(o Options) (*Device, error) {
 	if o.Size == 0 || o.Addr%BlockSize != 0 || o.Size%BlockSize != 0 || o.Size/BlockSize > maxBlocks || o.Addr+o.Size < o.Addr {
 		return nil, fmt.Errorf("memory device with %d bytes at %#x: multiples of %d are needed, and no more than %d of them", o.Size, o.Addr, BlockSize, maxBlocks)
 	}
-	return &Device{options: o, blocks: make([]bool, o.Size/BlockSize), usable: min(o.Size, slack)}, nil
+	return &Device{options: o, blocks: make([]bool, o.Size/BlockSize), usable: min(o.Size, slack), moved: make(chan struct{})}, nil
 }
 
 // SetRequested says how many bytes are to be plugged. The driver follows as
@@ -93,6 +95,32 @@ func (d *Device) Size() (requested, plugged uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.requested, d.plugged
+}
+
+// Wait returns when as much is plugged as was asked for.
+func (d *Device) Wait(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		requested, plugged, moved := d.requested, d.plugged, d.moved
+		d.mu.Unlock()
+		if plugged == requested {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("the guest has plugged %d of %d MiB: %w", plugged>>20, requested>>20, ctx.Err())
+		}
+	}
+}
+
+// Renew has nothing plugged, since the machine that the device is in begins
+// anew. It is idle.
+func (d *Device) Renew() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.blocks)
+	d.plugged, d.usable = 0, min(d.options.Size, d.requested+slack)
 }
 
 // Type implements virtio.Device.
@@ -152,6 +180,7 @@ func (*Device) Reset() {}
 // state is what is saved. Plugged has runs of blocks: the first and how many.
 type state struct {
 	Version           int
+	Addr, Size        uint64 // of the range, which can't be another
 	Requested, Usable uint64
 	Plugged           [][2]uint64 `json:",omitempty"`
 }
@@ -160,7 +189,7 @@ type state struct {
 func (d *Device) Save() ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := state{Version: 1, Requested: d.requested, Usable: d.usable}
+	s := state{Version: 1, Addr: d.options.Addr, Size: d.options.Size, Requested: d.requested, Usable: d.usable}
 	for i := 0; i < len(d.blocks); i++ {
 		first := i
 		for i < len(d.blocks) && d.blocks[i] {
@@ -181,6 +210,9 @@ func (d *Device) Restore(b []byte) error {
 	}
 	if s.Version != 1 || s.Requested > d.options.Size || s.Requested%BlockSize != 0 || s.Usable > d.options.Size || s.Usable < s.Requested || s.Usable%BlockSize != 0 {
 		return fmt.Errorf("state of a memory device: version %d, %d bytes of %d, of which there are %d", s.Version, s.Requested, s.Usable, d.options.Size)
+	}
+	if s.Addr != d.options.Addr || s.Size != d.options.Size {
+		return fmt.Errorf("state of a memory device: it had %d bytes at %#x, and has %d at %#x", s.Size, s.Addr, d.options.Size, d.options.Addr)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -104,6 +104,8 @@ func (d *Device) set(first, n uint64, plugged bool) {
 	} else {
 		d.plugged -= n * BlockSize
 	}
+	close(d.moved)
+	d.moved = make(chan struct{})
 }
 
 // unplugAll takes all blocks back.

@@ -3,12 +3,12 @@
 // then needs no copy of. The machine maps the file there, for reading only if
 // the guest must not write it; the device tells the guest where, and flushes.
 //
-// No features, and nothing is saved: the range is the machine's.
+// No features. Saved is the range, which has to be there after a restore.
 package pmem
 
 import (
 	"encoding/binary"
-	"errors"
+	"encoding/json"
 	"fmt"
 
 	"github.com/cleave-project/cleave/vmm/virtio"
@@ -100,8 +100,24 @@ func (d *Device) Pause() { d.stop() }
 // Reset implements virtio.Device: there is nothing to forget.
 func (*Device) Reset() {}
 
-// Save implements virtio.Device: it has no state.
-func (*Device) Save() ([]byte, error) { return nil, nil }
+type state struct {
+	Version     int
+	Start, Size uint64
+}
+
+// Save implements virtio.Device.
+func (d *Device) Save() ([]byte, error) {
+	return json.Marshal(state{1, d.options.Start, d.options.Size})
+}
 
 // Restore implements virtio.Device.
-func (*Device) Restore([]byte) error { return errors.New("persistent memory has no state") }
+func (d *Device) Restore(b []byte) error {
+	var s state
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("state of persistent memory: %w", err)
+	}
+	if want := (state{1, d.options.Start, d.options.Size}); s != want {
+		return fmt.Errorf("state of persistent memory: version %d of %d bytes at %#x, and there are %d at %#x", s.Version, s.Size, s.Start, want.Size, want.Start)
+	}
+	return nil
+}

@@ -88,3 +88,28 @@ func FuzzRequest(f *testing.F) {
 		g.Queues[0].Wait(r)
 	})
 }
+
+func TestItIsRestoredWhereItWas(t *testing.T) {
+	b, err := device(t, nil).Save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := device(t, nil).Restore(b); err != nil {
+		t.Error(err)
+	}
+	other, err := pmem.New(pmem.Options{Start: 1 << 33, Size: 4 * pmem.Align})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{"elsewhere": other.Restore(b), "nothing": other.Restore(nil), "no version": other.Restore([]byte("{}"))} {
+		if err == nil {
+			t.Errorf("%s: it is restored", name)
+		}
+	}
+}
+
+func FuzzRestore(f *testing.F) {
+	b, _ := device(f, nil).Save()
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) { _ = device(t, nil).Restore(b) })
+}
