@@ -66,7 +66,7 @@ func (c *commandLine) give(f *os.File) string {
 	return fd(c.Give(f))
 }
 
-// boot adds the kernel.
+// boot adds the kernel, and where to go on from.
 func (c *commandLine) boot(p *machine.Plan) error {
 	for _, f := range []struct{ flag, path string }{{"--kernel", p.Machine.Kernel.Image}, {"--initrd", p.Machine.Kernel.Initrd}} {
 		opened, err := os.Open(f.path)
@@ -81,6 +81,14 @@ func (c *commandLine) boot(p *machine.Plan) error {
 		// better the next time.
 		c.add("--no-reboot")
 	}
+	if p.Restore == nil {
+		return nil
+	}
+	state, err := savedState(p.Restore)
+	if err != nil {
+		return err
+	}
+	c.add("--restore", c.give(state)+":"+fd(c.File(p.Restore)))
 	return nil
 }
 

@@ -53,7 +53,9 @@ func (m *monitor) fits(spec *engine.Spec) error {
 		}
 	}
 	if s.Restore != "" {
-		return no("spec.machine", "can't go on from saved memory")
+		if err := isOurs(s.Restore); err != nil {
+			return no("spec.machine", "can't go on from memory that another engine saved: %v", err)
+		}
 	}
 	return m.works()
 }

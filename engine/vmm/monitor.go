@@ -45,7 +45,7 @@ func (*monitor) Kind() api.Kind { return api.KindVM }
 // Probe implements machine.Monitor.
 func (m *monitor) Probe(context.Context) (engine.Capabilities, []api.Finding) {
 	caps := engine.Capabilities{
-		Pause: true, Resize: true, Disks: true, Plug: true,
+		Pause: true, Resize: true, Disks: true, Plug: true, Save: true,
 		MinMemory: minMemory, MaxCPUs: maxCPUs, Archs: []string{runtime.GOARCH},
 	}
 	k := m.measure()
@@ -110,6 +110,7 @@ func (*monitor) Tell(*machine.Guest) engine.Vitals { return engine.Vitals{Accel:
 // was tells what it means.
 var reasons = map[string]string{
 	"power-off":    "poweroff",
+	"stopped":      "poweroff", // by Save
 	"triple-fault": "panic",
 }
 
