@@ -52,6 +52,23 @@ func (c *Controller) exit(g *guest) *api.ExitStatus {
 	return g.Exit
 }
 
+// endsNow tells whether the guest, of which something could not be asked, has
+// ended or does so within a moment.
+func (c *Controller) endsNow(ctx context.Context, g *guest) bool {
+	if g == nil {
+		return false
+	}
+	moment := time.NewTimer(time.Second)
+	defer moment.Stop()
+	select {
+	case <-g.ended:
+		return true
+	case <-moment.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // expect makes room for a guest before it is started, so that its end can't
 // come before it is known.
 func (c *Controller) expect(id string) *guest {

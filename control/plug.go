@@ -90,7 +90,7 @@ func (p *plugging) add(list, name string, do func() error, undo func(context.Con
 			return refused
 		},
 		wait: func(*api.InstanceSpec, *api.InstanceSpec, string) bool {
-			p.why[list+"."+name] = append(p.why[list+"."+name], api.AsError(refused).Message)
+			p.why[list+"."+name] = append(p.why[list+"."+name], p.t.c.named(api.AsError(refused).Message))
 			p.portsWait = p.portsWait || list == "nics"
 			return false
 		},

@@ -346,3 +346,30 @@ func TestDetachingTheFirstPortTellsWhatChangesWithIt(t *testing.T) {
 		}
 	}
 }
+
+// A change that meets the guest's end is made without it.
+func TestDeviceIsTakenFromAGuestThatEndsMeanwhile(t *testing.T) {
+	for name, says := range map[string]*api.Error{
+		"its agent is gone":   api.Errorf(api.CodeUnavailable, "unmounting: the connection ended"),
+		"its monitor is gone": api.Errorf(api.CodeConflict, "is ending"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, v := plugWorld(t)
+			in := w.launch("a", vm())
+			w.attach("a", volume("disk", "/data"))
+			v.set(func() { v.failPlug = api.Errorf(says.Code, "guest %s: %s", in.ID, says.Message) })
+			op, err := w.c.DetachDevice(t.Context(), "", "a", api.Detachment{Volume: "disk"})
+			v.end(in.ID, 0)
+			if note := w.done(op, err); strings.Contains(note, in.ID) {
+				t.Errorf("it says %q", note)
+			}
+			w.until(in.ID, "stopped", func(in *api.Instance) bool { return in.Status.Phase == api.PhaseStopped })
+			if got := w.get("a"); len(got.Spec.Mounts) != 0 || got.Status.Running != nil {
+				t.Errorf("wanted %v, runs with %v", got.Spec.Mounts, got.Status.Running)
+			}
+			if err := w.c.DeleteVolume(t.Context(), "", "disk"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -59,6 +59,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	undo = append(undo, plug.drop)
 	for _, change := range slices.Concat(plug.changes, t.changes(ctx, g, live)) {
 		done, err := change.try(live, was)
+		if api.IsCode(err, api.CodeUnavailable) && c.endsNow(ctx, g) {
+			return nil // and is looked at again, when there is nothing to ask any more
+		}
 		if err != nil {
 			return err
 		}
@@ -66,6 +69,9 @@ func (t *task) update(ctx context.Context, g *guest) error {
 			continue
 		}
 		undo = append([]func(){func() {
+			if g != nil && c.exit(g) != nil {
+				return
+			}
 			if err := change.apply(was); err != nil {
 				c.log.Error("a change could not be put back", "instance", old.Name, "change", change.name, "error", err)
 			}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -53,16 +55,33 @@ func Dial(ctx context.Context, id, dir, name string) (*net.UnixConn, error) {
 // gone gives the error of a failed connection a code.
 func gone(id string, err error) error {
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return api.Errorf(api.CodeConflict, "guest %s: its monitor is not running: %w", id, err)
+		return ending(id)
 	}
 	return Unanswered(id, err)
 }
 
+// ending is the error for a monitor that has gone: what is asked of its guest
+// comes too late.
+func ending(id string) error {
+	return api.Errorf(api.CodeConflict, "guest %s is ending", id).WithHint("see whether it has ended, and why, by `cleave show`")
+}
+
+// HungUp tells whether a monitor has gone while it was asked for something.
+func HungUp(err error) bool {
+	if errors.As(err, new(*api.Error)) {
+		return false
+	}
+	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, unix.ECONNRESET, unix.EPIPE}, func(e error) bool { return errors.Is(err, e) })
+}
+
 // Unanswered gives an error the code that fits when a monitor should have
-// answered and has not.
+// answered and has not, or has gone.
 func Unanswered(id string, err error) error {
 	if err == nil || errors.As(err, new(*api.Error)) {
 		return err
+	}
+	if HungUp(err) {
+		return ending(id)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return api.Errorf(api.CodeTimeout, "guest %s: its monitor doesn't answer: %w", id, err).

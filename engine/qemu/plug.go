@@ -76,9 +76,10 @@ func attachDisk(ctx context.Context, c *qmp.Client, id string, d engine.Disk, f 
 	return plug(ctx, c, id, map[string]any{"driver": "virtio-blk-pci", "id": label, "drive": d.ID, "serial": d.ID})
 }
 
-// undo undoes a step when *err says that a later one failed.
+// undo undoes a step when *err says that a later one failed. Of a machine that
+// is no more there is nothing to undo.
 func undo(err *error, step func(context.Context) error) {
-	if *err != nil {
+	if *err != nil && !machine.HungUp(*err) {
 		ctx, cancel := context.WithTimeout(context.Background(), qmp.Limit)
 		defer cancel()
 		*err = errors.Join(*err, step(ctx))

@@ -29,7 +29,7 @@ const (
 const Limit = 10 * time.Second
 
 // ErrClosed is the end of a connection that Close ended.
-var ErrClosed = errors.New("the connection to QEMU's monitor is closed")
+var ErrClosed = fmt.Errorf("QEMU's monitor: %w", net.ErrClosed)
 
 // Error is a command's failure as QEMU tells it.
 type Error struct {
