@@ -45,7 +45,7 @@ func (a *app) applyCmd() *cobra.Command {
 
 The keys of an instance are those of 'cleave set'; networks take the keys of 'cleave network set', volumes those of 'cleave volume set'. An instance waits for those it depends on until they are healthy. It is started unless it says "power: stopped"; one that ended with status 0, and is not to be restarted, has done its work.
 
-The file is the whole truth about its instances: what it does not mention goes back to its default. Image, kind, pool and networks of an existing instance can't be changed; with --replace, it is deleted and created anew.`,
+The file is the whole truth about its instances: what it does not mention goes back to its default. Image, pool and architecture of an existing instance can't be changed, nor its kind while it runs; with --replace, it is deleted and created anew. Volumes and networks come and go while it runs where its kind can do that, else at its next start, which is said.`,
 		Args: args(0, 0, ""),
 	}
 	fs := cmd.Flags()

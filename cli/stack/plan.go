@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/cli/settings"
 )
 
 // Action is what is to be done about one resource.
@@ -28,7 +29,7 @@ type Step struct {
 	Kind     string // network, volume, instance
 	Name     string
 	Patch    map[string]any // of Update
-	Fixed    []string       // of Replace: what can't be changed
+	Fixed    []string       // of Replace: keys of what can't be changed
 	Power    api.Power      // state to bring it to after Update and Power; empty if it is in it
 	Revision int64          // that the comparison was made with
 	Instance *api.Instance  // as wanted
@@ -181,9 +182,18 @@ func specOf(v any) any {
 	return nil
 }
 
-// fixed are the fields of an instance that can't be changed later, the kind
-// while it isn't stopped.
-var fixed = []string{"image", "kind", "root.pool", "nics"}
+// fixed lists the keys by which two documents of an instance differ and that
+// can't be changed: those that are chosen for good, and the kind unless it is
+// stopped.
+func fixed(have, want map[string]any, stopped bool) []string {
+	var keys []string
+	for _, s := range settings.Instance {
+		if (s.Fixed || s.Key == "kind" && !stopped) && !reflect.DeepEqual(at(have, s.Path), at(want, s.Path)) {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
 
 func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 	step := &Step{Action: Keep, Kind: "instance", Name: want.Name, Instance: want}
@@ -218,10 +228,8 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 	}
 	step.Action, step.Patch, step.Revision = Update, patch, live.Revision
 	stopped := live.Status.Phase == api.PhaseStopped || live.Status.Phase == api.PhaseFailed
-	for _, f := range fixed {
-		if touches(patch, f) && (f != "kind" || !stopped) {
-			step.Action, step.Fixed = Replace, append(step.Fixed, f)
-		}
+	if step.Fixed = fixed(have, merged(have, patch), stopped); step.Fixed != nil {
+		step.Action = Replace
 	}
 	step.Diff = append(Unified(title+" (now)", title+" (file)", text(have, want.Spec), text(merged(have, patch), want.Spec)), step.Diff...)
 	return step, nil
@@ -334,17 +342,12 @@ func merged(doc, patch map[string]any) map[string]any {
 	return out
 }
 
-// touches tells whether a patch changes spec.PATH.
-func touches(patch map[string]any, path string) bool {
-	var at any = patch["spec"]
-	for _, step := range strings.Split(path, ".") {
-		m, ok := at.(map[string]any)
-		if !ok {
-			return false
-		}
-		if at, ok = m[step]; !ok {
-			return false
-		}
+// at is what a document has at a path like spec.root.pool.
+func at(doc map[string]any, path string) any {
+	var v any = doc
+	for step := range strings.SplitSeq(path, ".") {
+		m, _ := v.(map[string]any)
+		v = m[step]
 	}
-	return true
+	return v
 }

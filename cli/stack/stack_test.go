@@ -210,7 +210,11 @@ func TestCompareFindsWhatIsToBeDone(t *testing.T) {
 		{"another image", func(l *Live) { l.Instances[0].Spec.Image = "shop/web:6" }, Replace, "", "", []string{"image"}},
 		{"another wall", func(l *Live) { l.Instances[0].Spec.Kind, l.Instances[0].Status.Phase = api.KindVM, api.PhaseRunning }, Replace, "", "", []string{"kind"}},
 		{"another wall of a stopped one", func(l *Live) { l.Instances[0].Spec.Kind, l.Instances[0].Status.Phase = api.KindVM, api.PhaseStopped }, Update, `{"spec":{"kind":null}}`, "", nil},
-		{"another network", func(l *Live) { l.Instances[2].Spec.NICs = nil }, Replace, "", "", []string{"nics"}},
+		{"another network", func(l *Live) { l.Instances[2].Spec.NICs = nil }, Update, `{"spec":{"nics":[]}}`, "", nil},
+		{"another network of one that runs", func(l *Live) { l.Instances[0].Spec.NICs = nil }, Update, "", "", nil},
+		{"another pool and architecture", func(l *Live) {
+			l.Instances[0].Spec.Root.Pool, l.Instances[0].Spec.Machine.Arch = "fast", "riscv64"
+		}, Replace, "", "", []string{"pool", "arch"}},
 		{"a missing instance", func(l *Live) { l.Instances = l.Instances[1:] }, Create, "", "", nil},
 		{"a smaller volume", func(l *Live) { l.Volumes[0].Spec.Size = 1 }, Update, `{"spec":{"size":10737418240}}`, "", nil},
 		{"a missing network", func(l *Live) { l.Networks = nil }, Create, "", "", nil},
