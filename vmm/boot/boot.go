@@ -89,6 +89,8 @@ func load(m *memory.Memory, l Linux, isELF bool) (*Entry, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case isFirmware(l):
+		return nil, errFirmware
 	case isELF && multiboot:
 		if e, err := loadPVH(m, l); !errors.Is(err, errNoPVH) {
 			return e, err
@@ -100,6 +102,16 @@ func load(m *memory.Memory, l Linux, isELF bool) (*Entry, error) {
 		return loadMultiboot(m, l, h)
 	}
 	return loadBzImage(m, l)
+}
+
+var errFirmware = errors.New("it is UEFI firmware, of which none can be entered without the devices of QEMU's boards: run systems of their own with QEMU")
+
+// isFirmware tells whether a file begins as a volume of firmware does (UEFI
+// Platform Initialization 1.8, volume 3, 3.2.1.1).
+func isFirmware(l Linux) bool {
+	b := make([]byte, 4)
+	_, err := l.Kernel.ReadAt(b, 40)
+	return err == nil && string(b) == "_FVH"
 }
 
 // writeDescriptors writes the segments that both protocols ask for: flat

@@ -110,6 +110,7 @@ func TestWhatCantBootIsRefused(t *testing.T) {
 		"large initramfs":  {bzImage(nil), 60 << 20, 64 << 20, "too few"},
 		"wants the moon":   {bzImage(func(b []byte) { le.PutUint64(b[hdrPrefAddress:], 1<<62) }), 0, 64 << 20, "wants"},
 		"wants the bottom": {bzImage(func(b []byte) { le.PutUint64(b[hdrPrefAddress:], 0); b[hdrRelocatable] = 0 }), 0, 64 << 20, "wants"},
+		"firmware":         {append(append(make([]byte, 40), "_FVH"...), make([]byte, 8192)...), 0, 64 << 20, "with QEMU"},
 		"ELF of nothing":   {append([]byte("\x7fELF"), make([]byte, 100)...), 0, 64 << 20, "no bootable Linux kernel"},
 	} {
 		l := linux(c.kernel, strings.Repeat("x", c.initrd))
