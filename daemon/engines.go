@@ -32,25 +32,24 @@ type engines struct {
 // openEngines opens them all; what this host can't do shows when it is asked
 // for.
 func openEngines(ctx context.Context, cfg Config, k *keeper.Client, agent string, log *slog.Logger) (*engines, error) {
-	logs := func(id string) string { return filepath.Join(cfg.Data, "logs", id) }
+	in := func(dir string) engine.Options {
+		return engine.Options{
+			Run: filepath.Join(cfg.Run, dir), LogDir: func(id string) string { return filepath.Join(cfg.Data, "logs", id) },
+			Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
+		}
+	}
 	e := &engines{}
-	c, err := container.New(container.Options{
-		Run: filepath.Join(cfg.Run, "instances"), LogDir: logs,
-		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
-	})
+	c, err := container.New(in("instances"))
 	if err != nil {
 		return nil, err
 	}
 	e.container, e.wards = c, append(e.wards, c)
-	u, err := uml.New(uml.Options{
-		Run: filepath.Join(cfg.Run, "pvm"), LogDir: logs,
-		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
-	})
+	u, err := uml.New(in("pvm"))
 	if err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	e.wards = append(e.wards, u)
-	vm, err := openVM(ctx, cfg, k, agent, logs, log)
+	vm, err := openVM(ctx, cfg, in)
 	if err != nil {
 		return nil, errors.Join(err, e.close())
 	}
@@ -60,23 +59,18 @@ func openEngines(ctx context.Context, cfg Config, k *keeper.Client, agent string
 
 // openVM opens what runs virtual machines: our own monitor those that it can,
 // QEMU all others.
-func openVM(ctx context.Context, cfg Config, k *keeper.Client, agent string, logs func(string) string, log *slog.Logger) (ward, error) {
-	q, err := qemu.New(qemu.Options{
-		Run: filepath.Join(cfg.Run, "vm"), LogDir: logs,
-		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Log: log,
-	})
+func openVM(ctx context.Context, cfg Config, in func(dir string) engine.Options) (ward, error) {
+	q, err := qemu.New(in("vm"))
 	if err != nil {
 		return nil, err
 	}
-	binary, err := cfg.libexec("cleave-vmm")
+	opts := in("vmm")
+	program, err := cfg.libexec("cleave-vmm")
 	if err != nil {
-		log.Warn("QEMU will run all virtual machines", "reason", err)
+		opts.Log.Warn("QEMU will run all virtual machines", "reason", err)
 		return choice.New(ctx, q)
 	}
-	v, err := vmm.New(vmm.Options{
-		Run: filepath.Join(cfg.Run, "vmm"), LogDir: logs,
-		Scope: cfg.scope(), Keeper: k, AgentBinary: agent, Binary: binary, Log: log,
-	})
+	v, err := vmm.New(program, opts)
 	if err != nil {
 		return nil, errors.Join(err, q.Close())
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // BenchmarkStart starts and removes guests of a small image, and prints where
@@ -68,7 +70,7 @@ func BenchmarkRunc(b *testing.B) {
 		b.Skipf("runc is not installed: %v", err)
 	}
 	dir := b.TempDir()
-	if err := busyboxRoot(filepath.Join(dir, "rootfs")); err != nil {
+	if err := enginetest.BusyboxRoot(filepath.Join(dir, "rootfs")); err != nil {
 		b.Fatal(err)
 	}
 	c := exec.Command(runc, "spec")

@@ -28,26 +28,9 @@ import (
 	"github.com/cleave-project/cleave/keeper"
 )
 
-// Options say where an engine lives.
-type Options struct {
-	// Run is the directory of the guests' runtime directories.
-	Run string
-	// LogDir is where a guest's output is kept.
-	LogDir func(id string) string
-	// Scope tells the daemons of one host apart in names of kernel objects;
-	// empty for the default one.
-	Scope string
-	// Keeper is the parent of the guests.
-	Keeper *keeper.Client
-	// AgentBinary is the path of cleave-agent.
-	AgentBinary string
-	// Log may be nil.
-	Log *slog.Logger
-}
-
 // Engine builds containers. It implements engine.Engine.
 type Engine struct {
-	opts    Options
+	opts    engine.Options
 	log     *slog.Logger
 	book    *guests.Book
 	cgroups *cgroup.Tree
@@ -65,13 +48,9 @@ var _ engine.Engine = (*Engine)(nil)
 
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
-func New(opts Options) (*Engine, error) {
+func New(opts engine.Options) (*Engine, error) {
 	closeStage(filepath.Join(opts.Run, stageName)) // of a daemon that died
-	parent := "cleave"
-	if opts.Scope != "" {
-		parent += "-" + opts.Scope
-	}
-	tree, err := cgroup.Open(parent, cgroup.GuestDevices)
+	tree, err := cgroup.Open(opts.Scope, cgroup.GuestDevices)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}

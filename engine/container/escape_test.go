@@ -10,6 +10,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // withAdmin makes a guest as strong as any may be.
@@ -69,8 +70,8 @@ func TestGuestHasNoDescriptorOfTheHost(t *testing.T) {
 		spec.Proc.WorkDir = fmt.Sprintf("/proc/self/fd/%d", fd)
 		_, err := e.Start(t.Context(), spec)
 		if err == nil {
-			waitExit(t, e, spec.ID)
-			t.Errorf("started in %s: %s", spec.Proc.WorkDir, guestLog(t, e, spec.ID))
+			enginetest.WaitExit(t, e, spec.ID)
+			t.Errorf("started in %s: %s", spec.Proc.WorkDir, enginetest.Log(t, e, spec.ID))
 		}
 		forget(t, e, spec.ID)
 	}

@@ -1,9 +1,7 @@
 package container
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +12,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/keeper"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 var serial atomic.Uint32
@@ -35,12 +33,12 @@ func imageOf(t testing.TB, change func(root string)) engine.Image {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "root")
-	if err := busyboxRoot(root); err != nil {
+	if err := enginetest.BusyboxRoot(root); err != nil {
 		t.Fatal(err)
 	}
 	change(root)
 	file := filepath.Join(dir, "image.erofs")
-	if err := mkErofs(root, file); err != nil {
+	if err := enginetest.Erofs(root, file); err != nil {
 		t.Fatal(err)
 	}
 	return engine.Image{Digest: "sha256:" + filepath.Base(filepath.Dir(dir)), EROFS: file}
@@ -48,17 +46,6 @@ func imageOf(t testing.TB, change func(root string)) engine.Image {
 
 // patience ends a test that hangs; it says nothing of how fast a machine is.
 const patience = 3 * time.Minute
-
-// startGuest starts a guest that is forgotten after the test.
-func startGuest(t testing.TB, e *Engine, spec *engine.Spec) *engine.Guest {
-	t.Helper()
-	g, err := e.Start(t.Context(), spec)
-	if err != nil {
-		t.Fatalf("start: %v\n%s", err, guestLog(t, e, spec.ID))
-	}
-	t.Cleanup(func() { forget(t, e, spec.ID) })
-	return g
-}
 
 func forget(t testing.TB, e *Engine, id string) {
 	t.Helper()
@@ -72,34 +59,9 @@ func forget(t testing.TB, e *Engine, id string) {
 // runGuest runs a guest to its end and returns what it wrote.
 func runGuest(t testing.TB, e *Engine, spec *engine.Spec) (string, api.ExitStatus) {
 	t.Helper()
-	startGuest(t, e, spec)
-	st := waitExit(t, e, spec.ID)
-	return guestLog(t, e, spec.ID), st
-}
-
-func waitExit(t testing.TB, e *Engine, id string) api.ExitStatus {
-	t.Helper()
-	deadline := time.After(patience)
-	for {
-		select {
-		case x := <-e.Exits():
-			if x.ID == id {
-				return x.Status
-			}
-		case <-deadline:
-			t.Fatalf("guest %s doesn't end\n%s", id, guestLog(t, e, id))
-		}
-	}
-}
-
-func guestLog(t testing.TB, e *Engine, id string) string {
-	t.Helper()
-	var b bytes.Buffer
-	keeper.ReadLogs(context.Background(), e.LogDir(id), keeper.LogOptions{}, func(l keeper.LogEntry) error {
-		b.Write(l.Data)
-		return nil
-	})
-	return b.String()
+	enginetest.Start(t, e, spec)
+	st := enginetest.WaitExit(t, e, spec.ID)
+	return enginetest.Log(t, e, spec.ID), st
 }
 
 func write(t testing.TB, name, content string) {
@@ -127,23 +89,4 @@ func output(t testing.TB, name string, args ...string) string {
 		t.Fatalf("%s: %v: %s", name, err, b)
 	}
 	return strings.TrimSpace(string(b))
-}
-
-// waitLog waits until a guest has written something.
-func waitLog(t testing.TB, e *Engine, id, text string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Second)
-	defer cancel()
-	found := errors.New("found")
-	var got strings.Builder
-	err := keeper.ReadLogs(ctx, e.LogDir(id), keeper.LogOptions{Follow: true}, func(l keeper.LogEntry) error {
-		got.Write(l.Data)
-		if strings.Contains(got.String(), text) {
-			return found
-		}
-		return nil
-	})
-	if !errors.Is(err, found) {
-		t.Fatalf("wait for %q: %v after %q", text, err, got.String())
-	}
 }

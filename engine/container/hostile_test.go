@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 func TestTenThousandMountsAreCleanedUp(t *testing.T) {
@@ -14,9 +15,9 @@ func TestTenThousandMountsAreCleanedUp(t *testing.T) {
 	checkLeaks(t, e)
 	spec := withAdmin(guestSpec(t, `i=0; mkdir /m; while [ $i -lt 10000 ]; do mount -t tmpfs none /m || break; i=$((i+1)); done; echo made $i; exec sleep 1000`))
 	spec.Resources.Memory = 512 * api.MiB
-	startGuest(t, e, spec)
-	waitLog(t, e, spec.ID, "made")
-	t.Log(strings.TrimSpace(guestLog(t, e, spec.ID)))
+	enginetest.Start(t, e, spec)
+	enginetest.WaitLog(t, e, spec.ID, "made")
+	t.Log(strings.TrimSpace(enginetest.Log(t, e, spec.ID)))
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -31,8 +32,8 @@ func TestForkBombAndStubbornProcessesAreCleanedUp(t *testing.T) {
 	checkLeaks(t, e)
 	spec := guestSpec(t, `trap '' TERM HUP INT; bomb() { (trap '' TERM; while :; do bomb & done) & bomb & }; echo ready; bomb; while :; do sleep 1; done`)
 	spec.Resources = api.Resources{Memory: 512 * api.MiB}
-	startGuest(t, e, spec)
-	waitLog(t, e, spec.ID, "ready")
+	enginetest.Start(t, e, spec)
+	enginetest.WaitLog(t, e, spec.ID, "ready")
 	time.Sleep(300 * time.Millisecond) // let it grow; it has no end to wait for
 	st, err := e.Stats(t.Context(), spec.ID)
 	if err != nil {
@@ -51,7 +52,7 @@ func TestPausedGuestIsCleanedUp(t *testing.T) {
 	e := newEngine(t)
 	checkLeaks(t, e)
 	spec := guestSpec(t, `while :; do :; done`)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if err := e.Pause(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}

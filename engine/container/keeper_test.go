@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/keeper"
 )
 
@@ -35,10 +36,10 @@ func TestGuestsOutliveTheirKeeper(t *testing.T) {
 	socket := filepath.Join(filepath.Dir(e.opts.Run), "keeper.sock")
 	lives, dies := guestSpec(t, "echo ready; exec sleep 1000"), guestSpec(t, "echo ready; read x; exit 4")
 	dies.Proc.Stdin = true
-	startGuest(t, e, lives)
-	waitLog(t, e, lives.ID, "ready")
-	startGuest(t, e, dies)
-	waitLog(t, e, dies.ID, "ready")
+	enginetest.Start(t, e, lives)
+	enginetest.WaitLog(t, e, lives.ID, "ready")
+	enginetest.Start(t, e, dies)
+	enginetest.WaitLog(t, e, dies.ID, "ready")
 	if err := unix.Kill(keeperPID(t, socket), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -82,5 +83,5 @@ func TestGuestsOutliveTheirKeeper(t *testing.T) {
 	if err := e.Signal(t.Context(), lives.ID, "SIGKILL"); err != nil {
 		t.Fatal(err)
 	}
-	waitExit(t, e, lives.ID)
+	enginetest.WaitExit(t, e, lives.ID)
 }

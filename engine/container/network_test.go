@@ -12,6 +12,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/engine/internal/cgroup"
 )
 
@@ -50,7 +51,7 @@ func TestPortsComeAndGoWhileAGuestRuns(t *testing.T) {
 	link := "ct" + e.opts.Scope[1:7] + "n1"
 	t.Cleanup(func() { exec.Command("ip", "link", "del", link).Run() })
 	spec := guestSpec(t, "exec sleep 1000")
-	g := startGuest(t, e, spec)
+	g := enginetest.Start(t, e, spec)
 	in := func(script string) string {
 		return output(t, "nsenter", "-t", strconv.Itoa(g.PID), "-n", "sh", "-c", script)
 	}
@@ -115,7 +116,7 @@ func TestStartOfARunningGuestIsRefusedAndHarmless(t *testing.T) {
 	e := newEngine(t)
 	checkLeaks(t, e)
 	spec := guestSpec(t, "exec sleep 1000")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if _, err := e.Start(t.Context(), spec); !api.IsCode(err, api.CodeConflict) {
 		t.Errorf("error %v", err)
 	}
@@ -146,7 +147,7 @@ func TestDiskRateLimitHolds(t *testing.T) {
 	if len(cgroup.BlockDevices(spec.Root.Dir)) == 0 {
 		t.Skipf("%s is on no block device, which limits are for", spec.Root.Dir)
 	}
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	begin := time.Now()
 	out, code := inGuest(t, e, spec.ID, "dd", "if=/dev/zero", "of=/root/f", "bs=1M", "count=4", "oflag=direct")
 	if took := time.Since(begin); code != 0 || took < 1500*time.Millisecond {

@@ -2,6 +2,8 @@ package container
 
 import (
 	"testing"
+
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 func TestProbeFindsWhatAStartNeeds(t *testing.T) {
@@ -33,7 +35,7 @@ func TestGuestsStartWithoutNewMountFeatures(t *testing.T) {
 			e.feature.cloneDetached = e.feature.cloneDetached && f.cloneDetached
 			checkLeaks(t, e)
 			for range 2 { // two guests of one image at a time
-				startGuest(t, e, guestSpec(t, "exec sleep 1000"))
+				enginetest.Start(t, e, guestSpec(t, "exec sleep 1000"))
 			}
 			out, st := runGuest(t, e, guestSpec(t, "echo x > /etc/passwd && cat /etc/passwd; ls -ln /etc/passwd"))
 			if st.Code != 0 || out == "" || out[:2] != "x\n" {

@@ -1,9 +1,7 @@
 package container
 
 import (
-	"context"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,9 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // debianImage is Debian with systemd, made once per machine: it takes half a
@@ -60,31 +58,8 @@ func debianImage(t testing.TB) engine.Image {
 // inGuest runs a command by the agent.
 func inGuest(t testing.TB, e *Engine, id string, command ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	conn, err := e.Agent(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := agent.Dial(ctx, conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	x, err := c.Exec(ctx, agent.ExecRequest{Command: command})
-	if err != nil {
-		t.Fatalf("%q: %v", command, err)
-	}
-	defer x.Close()
-	out, err := io.ReadAll(x.Stdout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	code, err := x.Wait(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out)), code
+	out, _, code := enginetest.Exec(t, e, id, command...)
+	return strings.TrimSpace(out), code
 }
 
 func systemSpec(t testing.TB) *engine.Spec {
@@ -101,13 +76,13 @@ func TestSystemGuestReachesItsTargetAndStopsCleanly(t *testing.T) {
 	checkLeaks(t, e)
 	spec.Resources = api.Resources{Memory: 512 * api.MiB, PIDs: 500}
 	begin := time.Now()
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	t.Logf("init executed after %v", time.Since(begin))
 	out, code := inGuest(t, e, spec.ID, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.05; done; systemctl is-system-running --wait")
 	t.Logf("%s after %v", out, time.Since(begin))
 	if code != 0 || out != "running" {
 		failed, _ := inGuest(t, e, spec.ID, "sh", "-c", "systemctl --failed --no-legend; journalctl -b -p warning --no-pager; systemctl list-jobs")
-		t.Errorf("system is %s: %s\n%s", out, failed, guestLog(t, e, spec.ID))
+		t.Errorf("system is %s: %s\n%s", out, failed, enginetest.Log(t, e, spec.ID))
 	}
 	for command, want := range map[string]string{
 		"systemd-detect-virt -c":             "container-other",
@@ -124,13 +99,13 @@ func TestSystemGuestReachesItsTargetAndStopsCleanly(t *testing.T) {
 	if err := e.Signal(t.Context(), spec.ID, "SIGRTMIN+3"); err != nil {
 		t.Fatal(err)
 	}
-	st := waitExit(t, e, spec.ID)
+	st := enginetest.WaitExit(t, e, spec.ID)
 	t.Logf("stopped after %v: %+v", time.Since(begin), st)
 	if st.Code != 0 || st.Signal != "" {
 		t.Errorf("status %+v", st)
 	}
-	if !strings.Contains(guestLog(t, e, spec.ID), "Reached target") {
-		t.Errorf("console shows %q", guestLog(t, e, spec.ID))
+	if !strings.Contains(enginetest.Log(t, e, spec.ID), "Reached target") {
+		t.Errorf("console shows %q", enginetest.Log(t, e, spec.ID))
 	}
 }
 

@@ -228,7 +228,7 @@ func (s *suite) waitLog(t *testing.T, id, text string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	timer := time.AfterFunc(s.Patience, func() { c.Close() })
+	timer := time.AfterFunc(hang, func() { c.Close() })
 	defer timer.Stop()
 	var got strings.Builder
 	buf := make([]byte, 4096)
@@ -277,7 +277,7 @@ func (s *suite) pause(t *testing.T) {
 	if err := s.Engine.Resume(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(s.Patience); cpu() <= before; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(hang); cpu() <= before; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("a resumed guest doesn't run")
 		}
@@ -330,7 +330,7 @@ func (s *suite) processLimit(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), s.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
 	if err := s.Engine.Clean(ctx, spec.ID); err != nil {
 		t.Errorf("clean of a fork bomb: %v", err)
@@ -399,7 +399,7 @@ func (s *suite) reopen(t *testing.T) {
 	spec := s.spec(t, `echo ready; read x < /dev/zero; exec sleep 1000`)
 	g := s.start(t, spec)
 	s.Engine = s.Reopen(t)
-	s.exits = watch(s.Engine, s.Patience)
+	s.exits = watch(s.Engine)
 	gs, err := s.Engine.List(t.Context())
 	if err != nil {
 		t.Fatal(err)

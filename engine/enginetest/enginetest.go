@@ -7,21 +7,16 @@
 package enginetest
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/keeper"
 )
 
 // Fixture is an engine under test and what it needs.
@@ -35,10 +30,6 @@ type Fixture struct {
 	// Machine is what a guest is made of that has a kernel of its own; nil for
 	// one that has not.
 	Machine *engine.Machine
-	// Patience is how long a guest may take for what one with the host's
-	// kernel does at once; two minutes if zero. It is a guard against hanging
-	// and no measure.
-	Patience time.Duration
 	// Reopen closes the engine and opens another one in its place, as a
 	// restarted daemon does.
 	Reopen func(t *testing.T) engine.Engine
@@ -57,8 +48,7 @@ func Run(t *testing.T, f Fixture) {
 	if !caps.Available {
 		t.Skipf("engine %s: %v", f.Engine.Name(), caps.Reason)
 	}
-	f.Patience = cmp.Or(f.Patience, 2*time.Minute)
-	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine, f.Patience)}
+	s := &suite{Fixture: f, caps: caps, exits: watch(f.Engine)}
 	for _, c := range []struct {
 		name string
 		test func(*suite, *testing.T)
@@ -97,15 +87,13 @@ func Run(t *testing.T, f Fixture) {
 
 // exits keeps every end that an engine delivers.
 type exits struct {
-	patience time.Duration
-
 	mu   sync.Mutex
 	seen map[string][]engine.Exit
 	more chan struct{} // closed and replaced with every end
 }
 
-func watch(e engine.Engine, patience time.Duration) *exits {
-	x := &exits{patience: patience, seen: map[string][]engine.Exit{}, more: make(chan struct{})}
+func watch(e engine.Engine) *exits {
+	x := &exits{seen: map[string][]engine.Exit{}, more: make(chan struct{})}
 	go func() { // ends when the engine is closed
 		for exit := range e.Exits() {
 			x.mu.Lock()
@@ -121,7 +109,7 @@ func watch(e engine.Engine, patience time.Duration) *exits {
 // of waits for the end of a guest.
 func (x *exits) of(t *testing.T, id string) engine.Exit {
 	t.Helper()
-	deadline := time.After(x.patience)
+	deadline := time.After(hang)
 	for {
 		x.mu.Lock()
 		got, more := x.seen[id], x.more
@@ -164,7 +152,8 @@ func some[T any](s *suite, variants ...T) []T {
 	return variants
 }
 
-// start starts a guest and cleans it up after the test.
+// start starts a guest that is forgotten after the test, by the engine that
+// there is then.
 func (s *suite) start(t *testing.T, spec *engine.Spec) *engine.Guest {
 	t.Helper()
 	g, err := s.Engine.Start(t.Context(), spec)
@@ -176,7 +165,8 @@ func (s *suite) start(t *testing.T, spec *engine.Spec) *engine.Guest {
 }
 
 func (s *suite) forget(t *testing.T, id string) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.Patience)
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	if err := s.Engine.Forget(ctx, id); err != nil {
 		t.Errorf("forget: %v", err)
@@ -194,56 +184,14 @@ func (s *suite) run(t *testing.T, spec *engine.Spec) (string, api.ExitStatus) {
 // log is what the guest wrote.
 func (s *suite) log(t *testing.T, id string) string {
 	t.Helper()
-	var b bytes.Buffer
-	if err := keeper.ReadLogs(context.Background(), s.Engine.LogDir(id), keeper.LogOptions{}, func(l keeper.LogEntry) error {
-		b.Write(l.Data)
-		return nil
-	}); err != nil {
-		t.Logf("read log: %v", err)
-	}
-	return b.String()
+	return Log(t, s.Engine, id)
 }
 
-// agent connects to the guest's agent.
-func (s *suite) agent(ctx context.Context, t *testing.T, id string) *agent.Client {
-	t.Helper()
-	conn, err := s.Engine.Agent(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := agent.Dial(ctx, conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// exec runs a command by the guest's agent.
+// exec runs a command by the guest's agent, and returns all that it wrote.
 func (s *suite) exec(t *testing.T, id string, command ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), s.Patience)
-	defer cancel()
-	c := s.agent(ctx, t, id)
-	defer c.Close()
-	x, err := c.Exec(ctx, agent.ExecRequest{Command: command})
-	if err != nil {
-		t.Fatalf("exec %q: %v", command, err)
-	}
-	defer x.Close()
-	var errOut bytes.Buffer
-	var wg sync.WaitGroup
-	wg.Go(func() { io.Copy(&errOut, x.Stderr()) })
-	out, err := io.ReadAll(x.Stdout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	wg.Wait()
-	code, err := x.Wait(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(out) + errOut.String(), code
+	out, errs, code := Exec(t, s.Engine, id, command...)
+	return out + errs, code
 }
 
 // wants checks that an error has a code and names something.

@@ -77,9 +77,10 @@ type entry struct {
 func (s *suite) agentFiles(t *testing.T) {
 	spec := s.spec(t, `exec sleep 1000`)
 	s.start(t, spec)
-	ctx, cancel := context.WithTimeout(t.Context(), s.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
-	c := s.agent(ctx, t, spec.ID)
+	c := dial(ctx, t, s.Engine, spec.ID)
+	defer c.Close()
 	want := []entry{
 		{Name: "tree/", Type: tar.TypeDir, Mode: 0o750, UID: 3, GID: 4},
 		{Name: "tree/big", Type: tar.TypeReg, Mode: 0o4755, Content: strings.Repeat("0123456789abcdef", 1<<16)},
@@ -140,14 +141,14 @@ func (s *suite) endUnseen(t *testing.T) {
 	if err := s.Engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(s.Patience); !errors.Is(syscall.Kill(g.PID, 0), syscall.ESRCH); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(hang); !errors.Is(syscall.Kill(g.PID, 0), syscall.ESRCH); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it doesn't end")
 		}
 	}
 	s.Engine = s.Reopen(t)
-	s.exits = watch(s.Engine, s.Patience)
-	for deadline := time.Now().Add(s.Patience); ; time.Sleep(10 * time.Millisecond) {
+	s.exits = watch(s.Engine)
+	for deadline := time.Now().Add(hang); ; time.Sleep(10 * time.Millisecond) {
 		gs, err := s.Engine.List(t.Context())
 		if err != nil {
 			t.Fatal(err)

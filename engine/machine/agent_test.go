@@ -178,7 +178,7 @@ func TestCloseEndsWhoWaitsForAnAgent(t *testing.T) {
 		answer <- err
 	}()
 	<-asked
-	again, err := New(e.opts)
+	again, err := New(e.monitor, e.opts)
 	if err != nil {
 		t.Fatal(err)
 	}

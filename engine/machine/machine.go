@@ -3,7 +3,6 @@ package machine
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,30 +15,10 @@ import (
 	"github.com/cleave-project/cleave/keeper"
 )
 
-// Options say where an engine lives.
-type Options struct {
-	Monitor Monitor
-	// Run is the directory of the guests' runtime directories. No other
-	// engine may use it: a guest belongs to the engine in whose directory it
-	// has its own.
-	Run string
-	// LogDir is where a guest's output is kept.
-	LogDir func(id string) string
-	// Scope tells the daemons of one host apart in names of kernel objects;
-	// empty for the default one.
-	Scope string
-	// Keeper is the parent of the monitors.
-	Keeper *keeper.Client
-	// AgentBinary is the path of cleave-agent.
-	AgentBinary string
-	// Log may be nil.
-	Log *slog.Logger
-}
-
 // Engine runs machines by a Monitor. It implements engine.Engine and
 // engine.Inspector; engines embed it.
 type Engine struct {
-	opts    Options
+	opts    engine.Options
 	monitor Monitor
 	log     *slog.Logger
 	book    *guests.Book
@@ -62,15 +41,8 @@ var (
 
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
-func New(opts Options) (*Engine, error) {
-	if opts.Monitor == nil {
-		return nil, errors.New("an engine of machines needs a monitor")
-	}
-	parent := "cleave"
-	if opts.Scope != "" {
-		parent += "-" + opts.Scope
-	}
-	tree, err := cgroup.Open(parent, cgroup.MonitorDevices)
+func New(m Monitor, opts engine.Options) (*Engine, error) {
+	tree, err := cgroup.Open(opts.Scope, cgroup.MonitorDevices)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}
@@ -80,7 +52,7 @@ func New(opts Options) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{
-		opts: opts, monitor: opts.Monitor, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
+		opts: opts, monitor: m, log: cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
 		cgroups: tree, agent: agent, lines: map[string]*line{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())

@@ -1,14 +1,10 @@
 package machine
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +16,9 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/engine/machine/jail"
 	"github.com/cleave-project/cleave/engine/machine/vitals"
-	"github.com/cleave-project/cleave/keeper"
 )
 
 // The agent is built by TestMain; that its code is linked here too lets the
@@ -46,13 +42,11 @@ func TestMain(m *testing.M) {
 			return 1, err
 		}
 		defer os.RemoveAll(dir)
-		for name, to := range map[string]*string{"cleave-agent": &shared.agent, "cleave-keeper": &shared.keeper} {
-			*to = filepath.Join(dir, name)
-			c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", *to, "github.com/cleave-project/cleave/cmd/"+name)
-			c.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := c.CombinedOutput(); err != nil {
-				return 1, fmt.Errorf("build %s: %w: %s", name, err, out)
-			}
+		if shared.agent, err = enginetest.Build(dir, "cleave-agent"); err != nil {
+			return 1, err
+		}
+		if shared.keeper, err = enginetest.Build(dir, "cleave-keeper"); err != nil {
+			return 1, err
 		}
 		return m.Run(), nil
 	}()
@@ -162,22 +156,7 @@ func newEngine(t *testing.T, m Monitor) *Engine {
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k, _, err := keeper.Ensure(context.Background(), filepath.Join(dir, "keeper.sock"), shared.keeper, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := k.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		k.Close()
-	})
-	sum := sha256.Sum256([]byte(dir))
-	e, err := New(Options{
-		Monitor: m, Run: filepath.Join(dir, "run"), LogDir: func(id string) string { return filepath.Join(dir, "log", id) },
-		Scope: "m" + hex.EncodeToString(sum[:4]), Keeper: k, AgentBinary: shared.agent,
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-	})
+	e, err := New(m, enginetest.Options(t, dir, shared.agent, shared.keeper))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,13 +178,6 @@ func newEngine(t *testing.T, m Monitor) *Engine {
 		}
 	})
 	return e
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(p))
-	return len(p), nil
 }
 
 var serial atomic.Uint32
@@ -436,7 +408,7 @@ func TestEndIsKnownThatNobodySaw(t *testing.T) {
 	if err := kill(g.PID); err != nil {
 		t.Fatal(err)
 	}
-	again, err := New(e.opts)
+	again, err := New(e.monitor, e.opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/agent"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // BenchmarkLaunch is from a Start to an agent that answers.
@@ -16,7 +17,7 @@ func BenchmarkLaunch(b *testing.B) {
 	var cpu time.Duration
 	for b.Loop() {
 		spec := imageSpec(b, "while :; do sleep 1000; done")
-		startGuest(b, e, spec)
+		enginetest.Start(b, e, spec)
 		conn, err := e.Agent(b.Context(), spec.ID)
 		if err != nil {
 			b.Fatal(err)
@@ -61,7 +62,7 @@ func BenchmarkBare(b *testing.B) {
 // bareInitrd is an initramfs of busybox whose init is one of its commands.
 func bareInitrd(b *testing.B, command string) string {
 	root := filepath.Join(b.TempDir(), "root")
-	if err := busyboxRoot(root); err != nil {
+	if err := enginetest.BusyboxRoot(root); err != nil {
 		b.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(root, "init"), []byte("#!/bin/busybox sh\nexec /bin/busybox "+command+"\n"), 0o755); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // lastWords is what OVMF of Debian wrote to a serial line when it had tried
@@ -104,7 +105,7 @@ func TestBootOfSystemsIsToldFromOutside(t *testing.T) {
 			spec := ownSpec(t)
 			spec.Machine.Firmware.Type = tt.firmware
 			tt.prepare(filepath.Join(spec.Root.Dir, engine.RootDisk))
-			startGuest(t, e, spec)
+			enginetest.Start(t, e, spec)
 			look := func() engine.BootState {
 				s, err := e.Boot(t.Context(), spec.ID)
 				if err != nil {
@@ -153,7 +154,7 @@ func untilText(t *testing.T, e *Engine, id, text string) {
 func TestGuestOfAnImageIsAliveByItself(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if s, err := e.Boot(t.Context(), spec.ID); err != nil || !s.Alive {
 		t.Errorf("%+v, %v", s, err)
 	}

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"testing"
-	"time"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
@@ -10,19 +9,18 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	p := newPlace(t)
-	e := p.open(t)
+	opts := newOptions(t)
+	e := open(t, opts)
 	enginetest.Run(t, enginetest.Fixture{
-		Engine:   e,
-		Image:    engine.Image{Digest: "sha256:busybox", EROFS: shared.busybox},
-		Volume:   func(t *testing.T) string { return t.TempDir() },
-		Machine:  &engine.Machine{Arch: "amd64", CPUs: 1, Memory: 256 * api.MiB, Kernel: boot(t)},
-		Patience: 5 * time.Minute,
+		Engine:  e,
+		Image:   engine.Image{Digest: "sha256:busybox", EROFS: shared.busybox},
+		Volume:  func(t *testing.T) string { return t.TempDir() },
+		Machine: &engine.Machine{Arch: "amd64", CPUs: 1, Memory: 256 * api.MiB, Kernel: boot(t)},
 		Reopen: func(*testing.T) engine.Engine { // for the cases that follow, too
 			if err := e.Close(); err != nil {
 				t.Fatal(err)
 			}
-			e = p.open(t)
+			e = open(t, opts)
 			return e
 		},
 	})

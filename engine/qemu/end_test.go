@@ -8,17 +8,18 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/engine/machine"
 )
 
 func TestKilledMonitorIsACrash(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	g := startGuest(t, e, spec)
+	g := enginetest.Start(t, e, spec)
 	if err := syscall.Kill(g.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if st := waitExit(t, e, spec.ID); st.Reason != "crash" || st.Signal != "SIGKILL" {
+	if st := enginetest.WaitExit(t, e, spec.ID); st.Reason != "crash" || st.Signal != "SIGKILL" {
 		t.Errorf("it ended as %+v", st)
 	}
 }
@@ -26,11 +27,11 @@ func TestKilledMonitorIsACrash(t *testing.T) {
 func TestStoppedByUsIsKilled(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if err := e.Signal(t.Context(), spec.ID, "SIGKILL"); err != nil {
 		t.Fatal(err)
 	}
-	if st := waitExit(t, e, spec.ID); st.Reason != "killed" {
+	if st := enginetest.WaitExit(t, e, spec.ID); st.Reason != "killed" {
 		t.Errorf("it ended as %+v", st)
 	}
 }
@@ -40,7 +41,7 @@ func TestStoppedByUsIsKilled(t *testing.T) {
 func TestHungMonitorHoldsNobody(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	g := startGuest(t, e, spec)
+	g := enginetest.Start(t, e, spec)
 	if err := syscall.Kill(g.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,7 @@ func TestHungMonitorHoldsNobody(t *testing.T) {
 	if err := e.Signal(t.Context(), spec.ID, "SIGKILL"); err != nil {
 		t.Fatal(err)
 	}
-	if st := waitExit(t, e, spec.ID); st.Reason != "killed" {
+	if st := enginetest.WaitExit(t, e, spec.ID); st.Reason != "killed" {
 		t.Errorf("it ended as %+v", st)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/engine/qemu/qmp"
 )
 
@@ -83,7 +84,7 @@ func textLines(img image.Image) []int {
 func TestDiskWithoutBootLoader(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	untilScreen(t, e, spec.ID, func(img image.Image) bool {
 		return slices.Equal(textLines(img), []int{0, 1, 2, 4}) || slices.Equal(textLines(img), []int{0, 1, 2, 4, 5})
 	})
@@ -111,7 +112,7 @@ func TestMediumBootsAndIsChanged(t *testing.T) {
 		}
 	}
 	spec.Machine.Disks = []engine.Disk{{ID: "cdrom", Path: iso, ReadOnly: true, CDROM: true}}
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	// The medium's file may go while it is in the drive.
 	if err := os.Remove(iso); err != nil {
 		t.Fatal(err)
@@ -151,7 +152,7 @@ func TestEmptyDriveTakesAMedium(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
 	spec.Machine.Disks = []engine.Disk{{ID: "cdrom", ReadOnly: true, CDROM: true}}
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	iso := filepath.Join(t.TempDir(), "medium.iso")
 	if err := os.WriteFile(iso, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -172,7 +173,7 @@ func TestEmptyDriveTakesAMedium(t *testing.T) {
 func TestScreenIsServedByVNC(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	for range 2 { // one after the other, and the first one stays
 		conn, err := e.VNC(t.Context(), spec.ID)
 		if err != nil {
@@ -200,7 +201,7 @@ func TestScreenIsServedByVNC(t *testing.T) {
 func TestGuestOfAnImageHasNoScreen(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if _, err := e.Screenshot(t.Context(), spec.ID); !api.IsCode(err, api.CodeUnsupported) {
 		t.Errorf("a screenshot gives %v", err)
 	}
@@ -227,7 +228,7 @@ func TestUEFIStarts(t *testing.T) {
 			if _, err := os.Stat(swtpm); err != nil && c.tpm {
 				t.Skip("no TPM: install swtpm")
 			}
-			startGuest(t, e, spec)
+			enginetest.Start(t, e, spec)
 			// Before it starts the picture is QEMU's own, and smaller.
 			untilScreen(t, e, spec.ID, func(img image.Image) bool { return img.Bounds().Dx() >= 800 && lit(img, img.Bounds()) > 1000 })
 			if c.tpm {
@@ -251,7 +252,7 @@ func TestCPUsAreAddedWhileASystemRuns(t *testing.T) {
 	}
 	e := newEngine(t)
 	spec := ownSpec(t)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	_, c, _, err := e.guest(t.Context(), spec.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +270,7 @@ func TestCPUsAreAddedWhileASystemRuns(t *testing.T) {
 func TestPausedGuestStandsStill(t *testing.T) {
 	e := newEngine(t)
 	spec := ownSpec(t)
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	_, c, _, err := e.guest(t.Context(), spec.ID)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/kernel"
 )
 
@@ -80,8 +81,8 @@ func TestImageOfAnotherArchitectureBoots(t *testing.T) {
 	spec.Proc = engine.Process{Args: []string{"/bin/tell"}}
 	spec.Machine.Arch, spec.Machine.Memory = "arm64", 512*api.MiB
 	spec.Machine.Kernel = engine.Kernel{Name: b.Name, Image: b.Image, Initrd: b.Initrd, Args: b.Args, Modules: b.Modules, Version: b.Version}
-	startGuest(t, e, spec)
-	if st := waitExit(t, e, spec.ID); st != (api.ExitStatus{Code: 4, Reason: "exit"}) || guestLog(e, spec.ID) != "arm64\n" {
-		t.Errorf("it ended as %+v\n%s", st, guestLog(e, spec.ID))
+	enginetest.Start(t, e, spec)
+	if st := enginetest.WaitExit(t, e, spec.ID); st != (api.ExitStatus{Code: 4, Reason: "exit"}) || enginetest.Log(t, e, spec.ID) != "arm64\n" {
+		t.Errorf("it ended as %+v\n%s", st, enginetest.Log(t, e, spec.ID))
 	}
 }

@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 func TestRootDiskGrowsWhileItsGuestRuns(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	room := func() api.Bytes {
 		n, _ := strconv.Atoi(strings.TrimSpace(run(t, e, spec.ID, "df -m / | tail -n 1 | awk '{print $2}'")))
 		return api.Bytes(n) * api.MiB

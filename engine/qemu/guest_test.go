@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // TestStandardStreamsAreTheEntryPointsOwn lets nothing of a healthy boot into
@@ -16,9 +17,9 @@ import (
 func TestStandardStreamsAreTheEntryPointsOwn(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "echo out; sleep 1; echo oops >&2; exit 3")
-	startGuest(t, e, spec)
-	if st := waitExit(t, e, spec.ID); st != (api.ExitStatus{Code: 3, Reason: "exit"}) || guestLog(e, spec.ID) != "out\noops\n" {
-		t.Errorf("it ended as %+v\n%s", st, guestLog(e, spec.ID))
+	enginetest.Start(t, e, spec)
+	if st := enginetest.WaitExit(t, e, spec.ID); st != (api.ExitStatus{Code: 3, Reason: "exit"}) || enginetest.Log(t, e, spec.ID) != "out\noops\n" {
+		t.Errorf("it ended as %+v\n%s", st, enginetest.Log(t, e, spec.ID))
 	}
 }
 
@@ -26,9 +27,9 @@ func TestStandardStreamsAreTheEntryPointsOwn(t *testing.T) {
 func TestPanicIsToldApart(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "echo c > /proc/sysrq-trigger; sleep 100")
-	startGuest(t, e, spec)
-	if st := waitExit(t, e, spec.ID); st.Reason != "panic" || !strings.Contains(guestLog(e, spec.ID), "Kernel panic - not syncing") {
-		t.Errorf("it ended as %+v\n%s", st, guestLog(e, spec.ID))
+	enginetest.Start(t, e, spec)
+	if st := enginetest.WaitExit(t, e, spec.ID); st.Reason != "panic" || !strings.Contains(enginetest.Log(t, e, spec.ID), "Kernel panic - not syncing") {
+		t.Errorf("it ended as %+v\n%s", st, enginetest.Log(t, e, spec.ID))
 	}
 }
 
@@ -36,7 +37,7 @@ func TestPanicIsToldApart(t *testing.T) {
 func TestMemoryComesAndGoes(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	_, c, _, err := e.guest(t.Context(), spec.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -88,9 +89,9 @@ func TestKernelThatInsistsOnSignaturesBoots(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "cat /sys/module/module/parameters/sig_enforce; cat /proc/sys/kernel/tainted")
 	spec.Machine.Kernel.Args = "module.sig_enforce=1"
-	startGuest(t, e, spec)
-	if st := waitExit(t, e, spec.ID); st != (api.ExitStatus{Reason: "exit"}) || guestLog(e, spec.ID) != "Y\n0\n" {
-		t.Errorf("it ended as %+v\n%s", st, guestLog(e, spec.ID))
+	enginetest.Start(t, e, spec)
+	if st := enginetest.WaitExit(t, e, spec.ID); st != (api.ExitStatus{Reason: "exit"}) || enginetest.Log(t, e, spec.ID) != "Y\n0\n" {
+		t.Errorf("it ended as %+v\n%s", st, enginetest.Log(t, e, spec.ID))
 	}
 }
 

@@ -2,8 +2,6 @@ package qemu
 
 import (
 	"bytes"
-	"context"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,46 +13,19 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // run executes a script in a guest and returns its output.
 func run(t testing.TB, e *Engine, id, script string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	conn, err := e.Agent(ctx, id)
-	if err != nil {
-		t.Fatal(err)
+	out, errs, code := enginetest.Exec(t, e, id, "/bin/sh", "-c", script)
+	if code != 0 {
+		t.Fatalf("%s: status %d\n%s%s", script, code, out, errs)
 	}
-	c, err := agent.Dial(ctx, conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	x, err := c.Exec(ctx, agent.ExecRequest{Command: []string{"/bin/sh", "-c", script}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Close()
-	x.Stdin().Close()
-	var errs bytes.Buffer
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(&errs, x.Stderr())
-	}()
-	out, err := io.ReadAll(x.Stdout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-done
-	if code, err := x.Wait(ctx); code != 0 || err != nil {
-		t.Fatalf("%s: status %d, %v\n%s%s", script, code, err, out, errs.Bytes())
-	}
-	return string(out)
+	return out
 }
 
 // newTap is a tap device of its own.
@@ -73,7 +44,7 @@ func newTap(t *testing.T) *os.File {
 func TestDevicesComeAndGoWhileAGuestRuns(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "trap exit TERM; while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	ctx := t.Context()
 	disk := engine.Disk{ID: "extra", Path: filepath.Join(t.TempDir(), "extra")}
 	if err := os.WriteFile(disk.Path, bytes.Repeat([]byte("A"), 1<<20), 0o600); err != nil {
@@ -142,7 +113,7 @@ func wait(t *testing.T, ask func() string) string {
 func TestAGuestMountsDisksAndConfiguresPortsThatCome(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "trap exit TERM; while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	ctx := t.Context()
 	disk := engine.Disk{ID: "v-abcdefghij", Path: filepath.Join(t.TempDir(), "disk.img"), Size: 64 << 20, Target: "/mnt/data"}
 	if err := e.AttachDisk(ctx, spec.ID, disk); err != nil {

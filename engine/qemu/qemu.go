@@ -1,22 +1,9 @@
 package qemu
 
 import (
-	"log/slog"
-
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
-	"github.com/cleave-project/cleave/keeper"
 )
-
-// Options say where an engine lives; they are those of machine.Options.
-type Options struct {
-	Run         string
-	LogDir      func(id string) string
-	Scope       string
-	Keeper      *keeper.Client
-	AgentBinary string
-	Log         *slog.Logger
-}
 
 // Engine runs virtual machines by QEMU. It implements engine.Engine,
 // engine.Display, engine.Plugger and engine.Saver.
@@ -36,12 +23,9 @@ var (
 
 // New opens the engine. Guests that an earlier daemon started live on and
 // are in List.
-func New(opts Options) (*Engine, error) {
+func New(opts engine.Options) (*Engine, error) {
 	mon := newMonitor()
-	e, err := machine.New(machine.Options{
-		Monitor: mon, Run: opts.Run, LogDir: opts.LogDir, Scope: opts.Scope,
-		Keeper: opts.Keeper, AgentBinary: opts.AgentBinary, Log: opts.Log,
-	})
+	e, err := machine.New(mon, opts)
 	if err != nil {
 		return nil, err
 	}

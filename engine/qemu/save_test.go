@@ -7,21 +7,22 @@ import (
 	"testing"
 
 	"github.com/cleave-project/cleave/api"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"golang.org/x/sys/unix"
 )
 
 func TestGuestGoesOnFromItsSavedMemory(t *testing.T) {
-	p := newPlace(t)
-	e := p.open(t)
+	opts := newOptions(t)
+	e := open(t, opts)
 	spec := imageSpec(t, "n=0; while :; do echo count $n; n=$((n+1)); sleep 1; done")
-	startGuest(t, e, spec)
-	waitLog(t, e, spec.ID, "count 1")
+	enginetest.Start(t, e, spec)
+	enginetest.WaitLog(t, e, spec.ID, "count 1")
 	boot := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id")
 	file := filepath.Join(t.TempDir(), "memory")
 	if err := e.Save(t.Context(), spec.ID, file); err != nil {
 		t.Fatal(err)
 	}
-	if st := waitExit(t, e, spec.ID); st != (api.ExitStatus{Reason: "poweroff"}) {
+	if st := enginetest.WaitExit(t, e, spec.ID); st != (api.ExitStatus{Reason: "poweroff"}) {
 		t.Errorf("it ended as %+v", st)
 	}
 	if info, err := os.Stat(file); err != nil || info.Size() < 1<<20 || info.Mode().Perm() != 0o600 {
@@ -30,14 +31,14 @@ func TestGuestGoesOnFromItsSavedMemory(t *testing.T) {
 	if err := e.Clean(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}
-	before := strings.Count(guestLog(e, spec.ID), "count ")
+	before := strings.Count(enginetest.Log(t, e, spec.ID), "count ")
 	spec.Machine.Restore = file
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if again := run(t, e, spec.ID, "cat /proc/sys/kernel/random/boot_id"); again != boot {
 		t.Errorf("it is another boot: %q, %q", boot, again)
 	}
 	wait(t, func() string {
-		if strings.Count(guestLog(e, spec.ID), "count ") > before {
+		if strings.Count(enginetest.Log(t, e, spec.ID), "count ") > before {
 			return "goes on"
 		}
 		return ""
@@ -47,7 +48,7 @@ func TestGuestGoesOnFromItsSavedMemory(t *testing.T) {
 func TestGuestRunsOnWhenTheDiskIsFull(t *testing.T) {
 	e := newEngine(t)
 	spec := imageSpec(t, "while :; do sleep 1; done")
-	startGuest(t, e, spec)
+	enginetest.Start(t, e, spec)
 	small := t.TempDir()
 	if err := unix.Mount("small", small, "tmpfs", 0, "size=8m"); err != nil {
 		t.Fatal(err)

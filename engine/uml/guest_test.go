@@ -1,7 +1,6 @@
 package uml
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -19,7 +18,7 @@ import (
 	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/keeper"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
 // hang is how long tests wait for what must come.
@@ -82,15 +81,7 @@ func (e *testEngine) start(t *testing.T, spec *engine.Spec) *testGuest {
 
 func (g *testGuest) log() string {
 	g.Helper()
-	var b bytes.Buffer
-	err := keeper.ReadLogs(context.Background(), g.e.LogDir(g.spec.ID), keeper.LogOptions{}, func(l keeper.LogEntry) error {
-		b.Write(l.Data)
-		return nil
-	})
-	if err != nil {
-		g.Logf("read log: %v", err)
-	}
-	return b.String()
+	return enginetest.Log(g.T, g.e, g.spec.ID)
 }
 
 // ends waits for the guest's end.

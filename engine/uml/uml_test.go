@@ -1,12 +1,8 @@
 package uml
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +12,8 @@ import (
 	"github.com/cleave-project/cleave/agent/guest"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/engine/machine/boot"
-	"github.com/cleave-project/cleave/keeper"
 	"github.com/cleave-project/cleave/kernel"
 )
 
@@ -55,22 +51,15 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func build(dir string) error {
-	for name, to := range map[string]*string{"cleave-agent": &shared.agent, "cleave-keeper": &shared.keeper} {
-		*to = filepath.Join(dir, name)
-		c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", *to, "github.com/cleave-project/cleave/cmd/"+name)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := c.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s", name, err, out)
-		}
-	}
-	root := filepath.Join(dir, "root")
-	if err := busyboxRoot(root); err != nil {
+func build(dir string) (err error) {
+	if shared.agent, err = enginetest.Build(dir, "cleave-agent"); err != nil {
 		return err
 	}
-	shared.busybox = filepath.Join(dir, "busybox.erofs")
-	if out, err := exec.Command("mkfs.erofs", "--all-root", shared.busybox, root).CombinedOutput(); err != nil {
-		return fmt.Errorf("mkfs.erofs: %w: %s (install erofs-utils)", err, out)
+	if shared.keeper, err = enginetest.Build(dir, "cleave-keeper"); err != nil {
+		return err
+	}
+	if shared.busybox, err = enginetest.Busybox(dir); err != nil {
+		return err
 	}
 	shared.kernel, shared.missing = distributionKernel(filepath.Join(dir, "kernels"))
 	return nil
@@ -98,38 +87,10 @@ func distributionKernel(dir string) (engine.Kernel, error) {
 	return engine.Kernel{Name: b.Name, Version: b.Version, Image: b.Image, Initrd: b.Initrd, Modules: b.Modules, Args: b.Args}, err
 }
 
-func busyboxRoot(root string) error {
-	for _, d := range []string{"bin", "etc", "tmp", "var", "root"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			return err
-		}
-	}
-	b, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		return fmt.Errorf("%w (install busybox-static)", err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755); err != nil {
-		return err
-	}
-	out, err := exec.Command("/bin/busybox", "--list").Output()
-	if err != nil {
-		return err
-	}
-	for name := range bytes.Lines(out) {
-		if n := string(bytes.TrimSpace(name)); n != "busybox" {
-			if err := os.Symlink("busybox", filepath.Join(root, "bin", n)); err != nil {
-				return err
-			}
-		}
-	}
-	passwd := "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n"
-	return os.WriteFile(filepath.Join(root, "etc/passwd"), []byte(passwd), 0o644)
-}
-
 // testEngine is an engine that can be opened again.
 type testEngine struct {
 	*Engine
-	opts  Options
+	opts  engine.Options
 	watch sync.Once
 	ends  sync.Map // chan engine.Exit, by the guest's id
 }
@@ -148,23 +109,8 @@ func newEngine(t testing.TB) *testEngine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	k, _, err := keeper.Ensure(context.Background(), filepath.Join(dir, "keeper.sock"), shared.keeper, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := k.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		_ = k.Close()
-	})
-	sum := sha256.Sum256([]byte(dir))
-	o := Options{
-		Run: filepath.Join(dir, "run"), LogDir: func(id string) string { return filepath.Join(dir, "log", id) },
-		Scope: "t" + hex.EncodeToString(sum[:4]), Keeper: k, AgentBinary: shared.agent,
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-	}
-	e, err := New(o)
+	opts := enginetest.Options(t, dir, shared.agent, shared.keeper)
+	e, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,12 +118,5 @@ func newEngine(t testing.TB) *testEngine {
 		e.Destroy()
 		_ = e.Close()
 	})
-	return &testEngine{Engine: e, opts: o}
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(p))
-	return len(p), nil
+	return &testEngine{Engine: e, opts: opts}
 }

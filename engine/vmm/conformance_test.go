@@ -2,7 +2,6 @@ package vmm
 
 import (
 	"testing"
-	"time"
 
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/enginetest"
@@ -12,8 +11,7 @@ func TestConformance(t *testing.T) {
 	e, opts := newEngineWith(t)
 	enginetest.Run(t, enginetest.Fixture{
 		Engine: e, Image: image(), Machine: hardware(),
-		Volume:   func(t *testing.T) string { return t.TempDir() },
-		Patience: 5 * time.Minute,
+		Volume: func(t *testing.T) string { return t.TempDir() },
 		Reopen: func(*testing.T) engine.Engine { // for the cases that follow, too
 			if err := e.Close(); err != nil {
 				t.Fatal(err)

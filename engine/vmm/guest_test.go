@@ -1,57 +1,32 @@
 package vmm
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/cleave-project/cleave/agent"
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/enginetest"
 )
 
-// run runs a command in a guest.
+// run runs a command in a guest, and returns all that it wrote.
 func run(t testing.TB, e *Engine, id, script string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	conn, err := e.Agent(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := agent.Dial(ctx, conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	x, err := c.Exec(ctx, agent.ExecRequest{Command: []string{"/bin/sh", "-c", script + " 2>&1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Close()
-	out, err := io.ReadAll(x.Stdout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := x.Wait(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out))
+	out, _, _ := enginetest.Exec(t, e, id, "/bin/sh", "-c", script+" 2>&1")
+	return strings.TrimSpace(out)
 }
 
 func TestKernelPanicIsTold(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "echo working; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000")
-	start(t, e, spec)
-	if s := waitExit(t, e, spec.ID); s.Reason != "panic" || s.Code == 0 {
-		t.Errorf("exit %+v\n%s", s, guestLog(e, spec.ID))
+	enginetest.Start(t, e, spec)
+	if s := enginetest.WaitExit(t, e, spec.ID); s.Reason != "panic" || s.Code == 0 {
+		t.Errorf("exit %+v\n%s", s, enginetest.Log(t, e, spec.ID))
 	}
-	if log := guestLog(e, spec.ID); !strings.Contains(log, "working") || !strings.Contains(log, "Kernel panic") {
+	if log := enginetest.Log(t, e, spec.ID); !strings.Contains(log, "working") || !strings.Contains(log, "Kernel panic") {
 		t.Errorf("log %s", log)
 	}
 }
@@ -59,7 +34,7 @@ func TestKernelPanicIsTold(t *testing.T) {
 func TestDevicesComeAndGo(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "exec sleep 1000")
-	start(t, e, spec)
+	enginetest.Start(t, e, spec)
 	d := engine.Disk{ID: "data", Path: filepath.Join(t.TempDir(), engine.VolumeDisk), Size: 32 * api.MiB, Target: "/data"}
 	for range 2 {
 		if err := e.AttachDisk(t.Context(), spec.ID, d); err != nil {
@@ -86,7 +61,7 @@ func TestDevicesComeAndGo(t *testing.T) {
 func TestRootDiskGrowsWhileTheGuestRuns(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "exec sleep 1000")
-	start(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if err := e.GrowRoot(t.Context(), spec.ID, 128*api.MiB); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +74,7 @@ func TestRootDiskGrowsWhileTheGuestRuns(t *testing.T) {
 func TestMonitorIsShutIn(t *testing.T) {
 	e := newEngine(t)
 	spec := newSpec(t, "exec sleep 1000")
-	g := start(t, e, spec)
+	g := enginetest.Start(t, e, spec)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.PID))
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +110,7 @@ func TestSystemIsInspected(t *testing.T) {
 	spec := newSpec(t, "")
 	spec.System = true
 	spec.Proc.Args = []string{"/bin/sh", "-c", "echo $((1+$(cat /root/boots 2>/dev/null || echo 0))) > /root/boots; trap : TERM; while :; do sleep 1; done"}
-	start(t, e, spec)
+	enginetest.Start(t, e, spec)
 	if out := run(t, e, spec.ID, "sync; cat /root/boots"); out != "1" {
 		t.Errorf("boots %q", out)
 	}

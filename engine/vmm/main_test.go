@@ -1,14 +1,8 @@
 package vmm
 
 import (
-	"bytes"
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,7 +10,7 @@ import (
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
-	"github.com/cleave-project/cleave/keeper"
+	"github.com/cleave-project/cleave/engine/enginetest"
 	"github.com/cleave-project/cleave/kernel/kerneltest"
 	"github.com/cleave-project/cleave/lab"
 )
@@ -73,15 +67,17 @@ func buildParts(t *testing.T) map[string]string {
 	dir := t.TempDir()
 	parts := map[string]string{}
 	for _, name := range []string{partAgent, partKeeper, partMonitor} {
-		parts[name] = filepath.Join(dir, filepath.Base(name))
-		c := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", parts[name], "github.com/cleave-project/cleave/cmd/"+filepath.Base(name))
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v: %s", name, err, out)
+		program, err := enginetest.Build(dir, filepath.Base(name))
+		if err != nil {
+			t.Fatal(err)
 		}
+		parts[name] = program
 	}
-	parts[partImage] = filepath.Join(dir, partImage)
-	busyboxImage(t, filepath.Join(dir, "root"), parts[partImage])
+	busybox, err := enginetest.Busybox(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts[partImage] = busybox
 	s, err := kerneltest.Stock(t.Context(), filepath.Join(dir, "kernels"), func(string) (string, error) { return parts[partAgent], nil })
 	if err != nil {
 		t.Skipf("needs a stock kernel: %v", err)
@@ -92,40 +88,6 @@ func buildParts(t *testing.T) map[string]string {
 	}
 	parts[partKernel], parts[partInitrd], parts[partModules] = b.Image, b.Initrd, b.Modules
 	return parts
-}
-
-// busyboxImage makes an image of busybox alone.
-func busyboxImage(t *testing.T, root, image string) {
-	t.Helper()
-	for _, d := range []string{"bin", "etc", "tmp", "var", "root", "proc", "sys", "dev"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Skipf("%v (install busybox-static)", err)
-	}
-	out, err := exec.Command("/bin/busybox", "--list").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name := range strings.FieldsSeq(string(out)) {
-		if name != "busybox" {
-			if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	passwd := "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n"
-	for name, content := range map[string][]byte{"bin/busybox": b, "etc/passwd": []byte(passwd)} {
-		if err := os.WriteFile(filepath.Join(root, name), content, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out, err := exec.Command("mkfs.erofs", "--all-root", image, root).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.erofs: %v: %s (install erofs-utils)", err, out)
-	}
 }
 
 func hardware() *engine.Machine {
@@ -156,37 +118,16 @@ func newEngine(t testing.TB) *Engine {
 }
 
 // newEngineWith returns the options, too.
-func newEngineWith(t testing.TB) (*Engine, Options) {
+func newEngineWith(t testing.TB) (*Engine, engine.Options) {
 	t.Helper()
 	lab.Inside(t)
-	dir := t.TempDir()
-	for d := dir; d != "/"; d = filepath.Dir(d) { // monitors reopen disks
-		if st, err := os.Stat(d); err == nil && st.Mode().Perm()&0o001 == 0 {
-			_ = os.Chmod(d, st.Mode().Perm()|0o711)
-		}
-	}
-	k, _, err := keeper.Ensure(context.Background(), filepath.Join(dir, "keeper.sock"), part(partKeeper), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := k.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		k.Close()
-	})
-	sum := sha256.Sum256([]byte(dir))
-	opts := Options{
-		Run: filepath.Join(dir, "run"), LogDir: func(id string) string { return filepath.Join(dir, "log", id) },
-		Scope: "t" + hex.EncodeToString(sum[:4]), Keeper: k, AgentBinary: part(partAgent), Binary: part(partMonitor),
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-	}
+	opts := enginetest.Options(t, enginetest.Reachable(t), part(partAgent), part(partKeeper))
 	return open(t, opts), opts
 }
 
-func open(t testing.TB, o Options) *Engine {
+func open(t testing.TB, opts engine.Options) *Engine {
 	t.Helper()
-	e, err := New(o)
+	e, err := New(part(partMonitor), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,13 +136,6 @@ func open(t testing.TB, o Options) *Engine {
 		e.Close()
 	})
 	return e
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(p))
-	return len(p), nil
 }
 
 var serial int
@@ -215,42 +149,4 @@ func newSpec(t testing.TB, script string) *engine.Spec {
 		Proc:    engine.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}},
 		UIDBase: uint32(3<<24 + serial<<16), IDCount: 1 << 16, Machine: hardware(),
 	}
-}
-
-func start(t testing.TB, e *Engine, spec *engine.Spec) *engine.Guest {
-	t.Helper()
-	g, err := e.Start(t.Context(), spec)
-	t.Cleanup(func() {
-		if err := e.Forget(context.Background(), spec.ID); err != nil {
-			t.Errorf("forget: %v", err)
-		}
-	})
-	if err != nil {
-		t.Fatalf("start: %v\n%s", err, guestLog(e, spec.ID))
-	}
-	return g
-}
-
-func waitExit(t testing.TB, e *Engine, id string) api.ExitStatus {
-	t.Helper()
-	deadline := time.After(5 * time.Minute)
-	for {
-		select {
-		case x := <-e.Exits():
-			if x.ID == id {
-				return x.Status
-			}
-		case <-deadline:
-			t.Fatalf("guest %s doesn't end\n%s", id, guestLog(e, id))
-		}
-	}
-}
-
-func guestLog(e *Engine, id string) string {
-	var b bytes.Buffer
-	_ = keeper.ReadLogs(context.Background(), e.LogDir(id), keeper.LogOptions{}, func(l keeper.LogEntry) error {
-		b.Write(l.Data)
-		return nil
-	})
-	return b.String()
 }

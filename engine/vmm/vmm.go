@@ -2,24 +2,10 @@ package vmm
 
 import (
 	"context"
-	"log/slog"
 
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/machine"
-	"github.com/cleave-project/cleave/keeper"
 )
-
-// Options say where an engine lives; they are those of machine.Options.
-type Options struct {
-	Run         string
-	LogDir      func(id string) string
-	Scope       string
-	Keeper      *keeper.Client
-	AgentBinary string
-	Log         *slog.Logger
-	// Binary is the path of cleave-vmm.
-	Binary string
-}
 
 // Engine runs virtual machines by cleave-vmm. It implements engine.Engine,
 // engine.Plugger and engine.Grower.
@@ -39,14 +25,11 @@ var (
 // Name is the engine's, as guests ask for it.
 const Name = "vmm"
 
-// New opens the engine. Guests that an earlier daemon started live on and
-// are in List.
-func New(opts Options) (*Engine, error) {
-	mon := newMonitor(opts.Binary)
-	e, err := machine.New(machine.Options{
-		Monitor: mon, Run: opts.Run, LogDir: opts.LogDir, Scope: opts.Scope,
-		Keeper: opts.Keeper, AgentBinary: opts.AgentBinary, Log: opts.Log,
-	})
+// New opens the engine, whose monitor is the program cleave-vmm at that path.
+// Guests that an earlier daemon started live on and are in List.
+func New(program string, opts engine.Options) (*Engine, error) {
+	mon := newMonitor(program)
+	e, err := machine.New(mon, opts)
 	if err != nil {
 		return nil, err
 	}

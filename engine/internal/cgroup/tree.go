@@ -41,9 +41,13 @@ type Tree struct {
 	Refused map[string]string
 }
 
-// Open finds the hierarchies and makes our directory in them. Guests may use
-// the devices.
-func Open(parent string, devices []Device) (*Tree, error) {
+// Open finds the hierarchies and makes the directory of the scope in them.
+// Guests may use the devices.
+func Open(scope string, devices []Device) (*Tree, error) {
+	parent := "cleave"
+	if scope != "" {
+		parent += "-" + scope
+	}
 	t := &Tree{parent: parent, allowed: devices, v1: map[string]string{}, on: map[string]bool{}, Refused: map[string]string{}, devices: -1}
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
