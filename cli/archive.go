@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/cleave-project/cleave/api"
@@ -59,7 +60,11 @@ func (a *app) imageImportCmd() *cobra.Command {
 		}
 		rep := progress.New(a.err, noticeable)
 		defer rep.Close()
-		img, err := c.ImportImage(cmd.Context(), name, format, rep.Reader(archive, "import", progress.State{Title: "import " + filepath.Base(args[0]), Total: size}))
+		title := "import " + filepath.Base(args[0])
+		sent := newEnding(rep.Reader(archive, "import", progress.State{Title: title, Total: size}))
+		made := rep.Repeat(sent.ended, "import", progress.State{Title: title, Step: "making the image"})
+		img, err := c.ImportImage(cmd.Context(), name, format, sent)
+		made()
 		if err != nil {
 			return err
 		}
@@ -71,6 +76,23 @@ func (a *app) imageImportCmd() *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// ending is a reader that tells when it has come to its end.
+type ending struct {
+	io.Reader
+	once  sync.Once
+	ended chan struct{}
+}
+
+func newEnding(r io.Reader) *ending { return &ending{Reader: r, ended: make(chan struct{})} }
+
+func (e *ending) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	if err != nil {
+		e.once.Do(func() { close(e.ended) })
+	}
+	return n, err
 }
 
 func (a *app) imageExportCmd() *cobra.Command {

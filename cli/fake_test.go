@@ -158,6 +158,10 @@ func (f *fake) routes() http.Handler {
 		fail(w, api.Errorf(api.CodeNotFound, "no such image"))
 	})
 	m.HandleFunc("POST /v1/images/pull", func(w http.ResponseWriter, _ *http.Request) { f.begin(w, "image.pull", "") })
+	m.HandleFunc("POST /v1/images/import", func(w http.ResponseWriter, r *http.Request) {
+		f.hold()
+		answer(w, api.Image{Digest: "sha256:new", Names: []string{r.URL.Query().Get("name")}})
+	})
 	m.HandleFunc("GET /v1/kernels", func(w http.ResponseWriter, _ *http.Request) { list(w, f.kernels) })
 	m.HandleFunc("GET /v1/kernels/{name}", func(w http.ResponseWriter, _ *http.Request) { answer(w, f.kernels[0]) })
 	m.HandleFunc("POST /v1/kernels/fetch", func(w http.ResponseWriter, _ *http.Request) { f.begin(w, "kernel.fetch", "debian") })

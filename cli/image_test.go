@@ -53,3 +53,18 @@ func TestPullTakesNoPasswordFromTheCommandLine(t *testing.T) {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 }
+
+func TestImportSaysWhatTheDaemonDoesOnceItHasEverything(t *testing.T) {
+	f := newFake(t)
+	told := make(chan struct{})
+	f.hold = func() { <-told }
+	f.seen = func(errs string) {
+		if strings.HasSuffix(errs, "import -: making the image\n") {
+			close(told)
+		}
+	}
+	status, out, errs := f.cleave("an archive", "image", "import", "-", "mine")
+	if status != 0 || out != "mine\nsha256:new\n" || errs != "import -: making the image\n" {
+		t.Errorf("%d, %q, %q", status, out, errs)
+	}
+}

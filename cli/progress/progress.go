@@ -2,8 +2,8 @@
 // redrawn in place on a terminal, plain lines elsewhere. Work that ends
 // within a moment leaves no trace.
 //
-// A Reporter may be used from several goroutines. It starts none: it draws
-// when it is told something new, at most ten times a second.
+// A Reporter may be used from several goroutines. It draws when it is told
+// something new, at most ten times a second; only Repeat starts a goroutine.
 package progress
 
 import (
@@ -20,6 +20,7 @@ import (
 const (
 	redraw            = 100 * time.Millisecond // least time between two drawings
 	repeat            = 5 * time.Second        // least time between two lines about one step
+	again             = time.Second            // between two looks at work that tells nothing
 	longBar, shortBar = 20, 10                 // the short one below 100 columns
 	// itemsAtMost tells counts of bytes from counts of items.
 	itemsAtMost = 10000
@@ -218,4 +219,29 @@ func (c *counter) Read(p []byte) (int, error) {
 	c.s.Done += int64(n)
 	c.r.Update(c.key, c.s)
 	return n, err
+}
+
+// Repeat shows where a task stands from a moment on until stop is called: of
+// work that tells nothing of itself. stop returns when that is over.
+func (r *Reporter) Repeat(from <-chan struct{}, key string, s State) (stop func()) {
+	over := make(chan struct{})
+	var showing sync.WaitGroup
+	showing.Go(func() {
+		select {
+		case <-from:
+		case <-over:
+			return
+		}
+		tick := time.NewTicker(again)
+		defer tick.Stop()
+		for {
+			r.Update(key, s)
+			select {
+			case <-tick.C:
+			case <-over:
+				return
+			}
+		}
+	})
+	return sync.OnceFunc(func() { close(over); showing.Wait() })
 }
