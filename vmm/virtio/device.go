@@ -67,3 +67,11 @@ type Activation struct {
 	// the driver resets it.
 	Fail func(error)
 }
+
+// ReadRegisters is Device.ReadConfig of a device whose registers are these.
+func ReadRegisters(registers []byte, offset uint64, data []byte) {
+	clear(data)
+	if offset < uint64(len(registers)) {
+		copy(data, registers[offset:])
+	}
+}

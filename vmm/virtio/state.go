@@ -1,6 +1,7 @@
 package virtio
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/cleave-project/cleave/vmm/pci"
@@ -148,6 +149,22 @@ func (t *Transport) restoreQueues(s *TransportState) error {
 		if err != nil {
 			return fmt.Errorf("queue %d: %w", i, err)
 		}
+	}
+	return nil
+}
+
+// Unmarshal reads into s what Device.Save has returned of a device, called
+// what in errors, if it has that version.
+func Unmarshal(b []byte, what string, version int, s any) error {
+	var v struct{ Version int }
+	if err := json.Unmarshal(b, &v); err != nil {
+		return fmt.Errorf("state of %s: %w", what, err)
+	}
+	if v.Version != version {
+		return fmt.Errorf("state of %s has version %d, not %d", what, v.Version, version)
+	}
+	if err := json.Unmarshal(b, s); err != nil {
+		return fmt.Errorf("state of %s: %w", what, err)
 	}
 	return nil
 }

@@ -119,10 +119,7 @@ func (d *Device) ReadConfig(offset uint64, data []byte) {
 	le.PutUint32(c[0:], d.target)
 	le.PutUint32(c[regActual:], d.actual)
 	le.PutUint32(c[regPoison:], d.poison)
-	clear(data)
-	if offset < configSize {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device.
@@ -287,11 +284,8 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a balloon: %w", err)
-	}
-	if s.Version != 1 {
-		return fmt.Errorf("state of a balloon has version %d, not 1", s.Version)
+	if err := virtio.Unmarshal(b, "a balloon", 1, &s); err != nil {
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -203,11 +203,8 @@ const (
 
 // ReadConfig implements virtio.Device.
 func (d *Device) ReadConfig(offset uint64, data []byte) {
-	clear(data)
-	if offset < configSize {
-		c := d.config()
-		copy(data, c[offset:])
-	}
+	c := d.config()
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 func (d *Device) config() (c [configSize]byte) {
@@ -286,11 +283,8 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a block device: %w", err)
-	}
-	if s.Version != 1 {
-		return fmt.Errorf("state of a block device has version %d, not 1", s.Version)
+	if err := virtio.Unmarshal(b, "a block device", 1, &s); err != nil {
+		return err
 	}
 	d.writeback.Store(s.Writeback)
 	return nil

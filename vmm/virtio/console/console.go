@@ -136,10 +136,7 @@ func (d *Device) Queues() []uint16 {
 func (d *Device) ReadConfig(offset uint64, data []byte) {
 	var c [12]byte
 	binary.LittleEndian.PutUint32(c[4:], uint32(len(d.ports)))
-	clear(data)
-	if offset < uint64(len(c)) {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device.

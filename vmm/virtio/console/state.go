@@ -3,6 +3,8 @@ package console
 import (
 	"encoding/json"
 	"fmt"
+
+	"github.com/cleave-project/cleave/vmm/virtio"
 )
 
 // state is what is saved.
@@ -31,11 +33,11 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a console: %w", err)
+	if err := virtio.Unmarshal(b, "a console", 1, &s); err != nil {
+		return err
 	}
-	if s.Version != 1 || len(s.Ports) != len(d.ports) {
-		return fmt.Errorf("state of a console has version %d and %d ports, not 1 and %d", s.Version, len(s.Ports), len(d.ports))
+	if len(s.Ports) != len(d.ports) {
+		return fmt.Errorf("state of a console: %d ports of %d", len(s.Ports), len(d.ports))
 	}
 	for i, p := range d.ports {
 		from := s.Ports[i]

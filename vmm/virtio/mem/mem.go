@@ -141,10 +141,7 @@ func (d *Device) ReadConfig(offset uint64, data []byte) {
 	for i, v := range []uint64{BlockSize, 0, d.options.Addr, d.options.Size, d.usable, d.plugged, d.requested} {
 		le.PutUint64(c[8*i:], v)
 	}
-	clear(data)
-	if offset < uint64(len(c)) {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device: nothing can be written.
@@ -205,11 +202,11 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a memory device: %w", err)
+	if err := virtio.Unmarshal(b, "a memory device", 1, &s); err != nil {
+		return err
 	}
-	if s.Version != 1 || s.Requested > d.options.Size || s.Requested%BlockSize != 0 || s.Usable > d.options.Size || s.Usable < s.Requested || s.Usable%BlockSize != 0 {
-		return fmt.Errorf("state of a memory device: version %d, %d bytes of %d, of which there are %d", s.Version, s.Requested, s.Usable, d.options.Size)
+	if s.Requested > d.options.Size || s.Requested%BlockSize != 0 || s.Usable > d.options.Size || s.Usable < s.Requested || s.Usable%BlockSize != 0 {
+		return fmt.Errorf("state of a memory device: %d bytes of %d, of which there are %d", s.Requested, s.Usable, d.options.Size)
 	}
 	if s.Addr != d.options.Addr || s.Size != d.options.Size {
 		return fmt.Errorf("state of a memory device: it had %d bytes at %#x, and has %d at %#x", s.Size, s.Addr, d.options.Size, d.options.Addr)

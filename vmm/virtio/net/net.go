@@ -168,10 +168,7 @@ func (d *Device) ReadConfig(offset uint64, data []byte) {
 	le.PutUint16(c[6:], status)
 	le.PutUint16(c[8:], uint16(len(d.ports)))
 	le.PutUint16(c[10:], d.options.MTU)
-	clear(data)
-	if offset < uint64(len(c)) {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device: nothing can be written.
@@ -328,11 +325,11 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a network device: %w", err)
+	if err := virtio.Unmarshal(b, "a network device", 1, &s); err != nil {
+		return err
 	}
-	if s.Version != 1 || s.Pairs < 1 || s.Pairs > len(d.ports) {
-		return fmt.Errorf("state of a network device: version %d, %d pairs of queues of %d", s.Version, s.Pairs, len(d.ports))
+	if s.Pairs < 1 || s.Pairs > len(d.ports) {
+		return fmt.Errorf("state of a network device: %d pairs of queues of %d", s.Pairs, len(d.ports))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -58,10 +58,7 @@ func (d *Device) ReadConfig(offset uint64, data []byte) {
 	var c [16]byte
 	binary.LittleEndian.PutUint64(c[0:], d.options.Start)
 	binary.LittleEndian.PutUint64(c[8:], d.options.Size)
-	clear(data)
-	if offset < uint64(len(c)) {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device.
@@ -113,11 +110,11 @@ func (d *Device) Save() ([]byte, error) {
 // Restore implements virtio.Device.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of persistent memory: %w", err)
+	if err := virtio.Unmarshal(b, "persistent memory", 1, &s); err != nil {
+		return err
 	}
 	if want := (state{1, d.options.Start, d.options.Size}); s != want {
-		return fmt.Errorf("state of persistent memory: version %d of %d bytes at %#x, and there are %d at %#x", s.Version, s.Size, s.Start, want.Size, want.Start)
+		return fmt.Errorf("state of persistent memory: %d bytes at %#x, and there are %d at %#x", s.Size, s.Start, want.Size, want.Start)
 	}
 	return nil
 }

@@ -107,10 +107,7 @@ func (*Device) Queues() []uint16 { return []uint16{queueSize, queueSize, eventSi
 func (d *Device) ReadConfig(offset uint64, data []byte) {
 	var c [8]byte
 	binary.LittleEndian.PutUint32(c[:], d.options.CID)
-	clear(data)
-	if offset < uint64(len(c)) {
-		copy(data, c[offset:])
-	}
+	virtio.ReadRegisters(c[:], offset, data)
 }
 
 // WriteConfig implements virtio.Device.
@@ -197,11 +194,8 @@ func (d *Device) Save() ([]byte, error) { return json.Marshal(state{1, d.options
 // for it after the event.
 func (d *Device) Restore(b []byte) error {
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("state of a socket device: %w", err)
-	}
-	if s.Version != 1 {
-		return fmt.Errorf("state of a socket device has version %d, not 1", s.Version)
+	if err := virtio.Unmarshal(b, "a socket device", 1, &s); err != nil {
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
