@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -220,8 +221,11 @@ func broken(what string, err error) error {
 	if errors.Is(err, yamux.ErrTimeout) {
 		return api.Errorf(api.CodeCancelled, "%s: the request was closed", what)
 	}
-	if errors.Is(err, yamux.ErrSessionShutdown) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		err = errEnded
+	// What a socket says has its path, which tells a user nothing.
+	for _, end := range []error{yamux.ErrSessionShutdown, io.EOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			err = errEnded
+		}
 	}
 	return api.Errorf(api.CodeUnavailable, "%s: %w", what, err).
 		WithHint("see whether the instance is still running")

@@ -24,14 +24,27 @@ type waiter struct {
 	ch   chan attached // takes one
 }
 
-// Console is an attachment that can send signals to the entry point too.
+// Console is an attachment that can send signals to the entry point too. Its
+// errors call the instance by its name.
 type Console struct {
 	engine.Console
 	signal func(ctx context.Context, name string) error
+	naming func(error) error
 }
 
 // Signal sends a signal, by its name, to the entry point.
-func (c *Console) Signal(ctx context.Context, name string) error { return c.signal(ctx, name) }
+func (c *Console) Signal(ctx context.Context, name string) error {
+	return c.naming(c.signal(ctx, name))
+}
+
+// Resize implements engine.Console.
+func (c *Console) Resize(cols, rows uint16) error { return c.naming(c.Console.Resize(cols, rows)) }
+
+// Exit implements engine.Console.
+func (c *Console) Exit(ctx context.Context) (api.ExitStatus, error) {
+	x, err := c.Console.Exit(ctx)
+	return x, c.naming(err)
+}
 
 // attached is what somebody who waited for a start gets.
 type attached struct {
@@ -93,7 +106,8 @@ func (c *Controller) Console(ctx context.Context, project, name string, opts Con
 		if err != nil {
 			return nil, false, c.naming(err)
 		}
-		return &Console{con, func(ctx context.Context, name string) error { return c.naming(e.Signal(ctx, in.ID, name)) }}, terminal, nil
+		signal := func(ctx context.Context, name string) error { return e.Signal(ctx, in.ID, name) }
+		return &Console{con, signal, c.naming}, terminal, nil
 	}
 	if c.live(in.ID) != nil {
 		return wrap(e.Console(ctx, in.ID, opts.ConsoleOptions))

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"runtime"
 	"sync"
@@ -29,6 +30,7 @@ type fakeEngine struct {
 	failStart, failUpdate, failClean, failSignal error
 	limitMemory                                  api.Bytes // of a machine that runs
 	onStart                                      func(*engine.Spec)
+	consoles                                     bool // there are some, that can do nothing
 }
 
 func newFake() *fakeEngine {
@@ -117,8 +119,25 @@ func (f *fakeEngine) Agent(context.Context, string) (net.Conn, error) {
 	return nil, api.Errorf(api.CodeUnavailable, "no agent in a fake")
 }
 
-func (f *fakeEngine) Console(context.Context, string, engine.ConsoleOptions) (engine.Console, error) {
+func (f *fakeEngine) Console(_ context.Context, id string, _ engine.ConsoleOptions) (engine.Console, error) {
+	if f.consoles {
+		return brokenConsole{id: id}, nil
+	}
 	return nil, api.Errorf(api.CodeUnavailable, "no console in a fake")
+}
+
+// brokenConsole is one whose guest can't be asked for anything.
+type brokenConsole struct {
+	engine.Console
+	id string
+}
+
+func (b brokenConsole) Resize(uint16, uint16) error {
+	return fmt.Errorf("guest %s has no terminal", b.id)
+}
+
+func (b brokenConsole) Exit(context.Context) (api.ExitStatus, error) {
+	return api.ExitStatus{}, fmt.Errorf("guest %s: its end is lost: %w", b.id, context.Canceled)
 }
 
 func (f *fakeEngine) LogDir(string) string { return "/nonexistent" }

@@ -56,6 +56,17 @@ func TestFailuresReachUsersWithNames(t *testing.T) {
 		w.eng.failUpdate = api.Errorf(api.CodeInvalid, "guest %s has too little", in.ID)
 		w.eng.failStart = fmt.Errorf("start guest %s: no", in.ID)
 	})
+	w.eng.set(func() { w.eng.consoles = true })
+	con, _, err := w.c.Console(t.Context(), "", "web", ConsoleOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("the size of its terminal", con.Resize(80, 24))
+	_, err = con.Exit(t.Context())
+	check("its end", err)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("its end has another reason: %v", err)
+	}
 	check("update", w.patch("web", `{"spec":{"resources":{"memory":"64MiB"}}}`).Error)
 	w.power("web", "stop")
 	check("start", w.power("web", "start").Error)
