@@ -12,6 +12,17 @@ import (
 	"github.com/cleave-project/cleave/store"
 )
 
+// updating is a change of an instance on its way.
+type updating struct {
+	t    *task
+	g    *guest
+	was  *api.Instance // what is in force
+	now  *api.Instance // what is asked for
+	live *api.Instance // what the guest has in the end
+	plug *plugging
+	undo []func() // what puts back what was done, the latest last
+}
+
 // update carries out a change of an instance: first on the running guest,
 // then in the record, so that a limit which can't be set is never claimed.
 // When a part fails, what was changed before is put back.
@@ -24,75 +35,123 @@ func (t *task) update(ctx context.Context, g *guest) error {
 	if err != nil {
 		return err
 	}
-	var undo []func()
-	defer func() {
-		for _, f := range undo {
-			f()
-		}
-	}()
+	u := &updating{t: t, g: g, now: now}
+	defer u.putBack()
 	if kindOf(old) != kindOf(now) {
 		changed, drop, err := t.changeKind(ctx, g, now)
 		if err != nil {
 			return err
 		}
-		now = changed
-		undo = append(undo, drop)
+		u.now, u.undo = changed, append(u.undo, drop)
 	}
-	was := inForce(old)
-	disk := was.Spec.Root.Size
-	was.Spec.Root = old.Spec.Root  // the volume has grown already
-	live := c.instances.Clone(now) // with what the guest has in the end
-	// What doesn't change may wait from before.
-	if old.Spec.Resources == now.Spec.Resources {
-		live.Spec.Resources = was.Spec.Resources
-	}
-	if isMachine(old) && old.Spec.Root.Size == now.Spec.Root.Size {
-		live.Spec.Root.Size = disk
-	}
-	if old.Spec.Machine.ISO == now.Spec.Machine.ISO {
-		live.Spec.Machine.ISO = was.Spec.Machine.ISO
-	}
-	plug, err := t.plug(ctx, g, was, live)
-	if err != nil {
+	u.resolve()
+	if u.plug, err = t.plug(ctx, g, u.was, u.live); err != nil {
 		return err
 	}
-	undo = append(undo, plug.drop)
-	for _, change := range slices.Concat(plug.changes, t.changes(ctx, g, live)) {
-		done, err := change.try(live, was)
+	u.undo = append(u.undo, u.plug.drop)
+	if ended, err := u.apply(ctx); ended || err != nil {
+		return err // without a guest it is looked at again: there is nothing to ask any more
+	}
+	end := finished(op, old.Name, nil)
+	if g != nil {
+		end.Step = u.settle()
+	}
+	if err := u.record(ctx, end); err != nil {
+		return err
+	}
+	u.undo = nil
+	u.plug.recorded()
+	if kindOf(old) != kindOf(u.now) {
+		t.dropRoot(old)
+	}
+	c.ops.wake(op)
+	c.emit("instance.updated", &old.Meta, end.Step, nil)
+	if g != nil && !reflect.DeepEqual(old.Spec.Health, u.now.Spec.Health) {
+		c.watchHealth(u.now, g)
+	}
+	if len(rest) > 1 {
+		c.kick(old.ID)
+	}
+	return nil
+}
+
+// putBack undoes what was done.
+func (u *updating) putBack() {
+	for _, f := range slices.Backward(u.undo) {
+		f()
+	}
+}
+
+// resolve finds out what is in force and what is to be.
+func (u *updating) resolve() {
+	old, now := u.t.in, u.now
+	u.was = inForce(old)
+	disk := u.was.Spec.Root.Size
+	u.was.Spec.Root = old.Spec.Root // the volume has grown already
+	u.live = u.t.c.instances.Clone(now)
+	// What doesn't change may wait from before.
+	if old.Spec.Resources == now.Spec.Resources {
+		u.live.Spec.Resources = u.was.Spec.Resources
+	}
+	if isMachine(old) && old.Spec.Root.Size == now.Spec.Root.Size {
+		u.live.Spec.Root.Size = disk
+	}
+	if old.Spec.Machine.ISO == now.Spec.Machine.ISO {
+		u.live.Spec.Machine.ISO = u.was.Spec.Machine.ISO
+	}
+}
+
+// apply makes the changes that can be made now, unless the guest ends
+// meanwhile.
+func (u *updating) apply(ctx context.Context) (ended bool, err error) {
+	c, g := u.t.c, u.g
+	for _, change := range slices.Concat(u.plug.changes, u.t.changes(ctx, g, u.live)) {
+		done, err := change.try(u.live, u.was)
 		if api.IsCode(err, api.CodeUnavailable) && c.endsNow(ctx, g) {
-			return nil // and is looked at again, when there is nothing to ask any more
+			return true, nil
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		if !done {
 			continue
 		}
-		undo = append([]func(){func() {
+		u.undo = append(u.undo, func() {
 			if g != nil && c.exit(g) != nil {
 				return
 			}
-			if err := change.apply(was); err != nil {
-				c.log.Error("a change could not be put back", "instance", old.Name, "change", change.name, "error", err)
+			if err := change.apply(u.was); err != nil {
+				c.log.Error("a change could not be put back", "instance", u.t.in.Name, "change", change.name, "error", err)
 			}
-		}}, undo...)
+		})
 	}
-	end := finished(op, old.Name, nil)
-	if g != nil {
-		keepRestartFields(&live.Spec, &was.Spec)
-		plug.settled(now.Spec)
-		end.Step = strings.Trim(waiting(g, old, now, live, plug.why)+"; "+plug.note(), "; ")
-		if ownSystem(old) && old.Spec.Root.Size != now.Spec.Root.Size {
-			end.Step = strings.TrimPrefix(end.Step+"; the partitions and file systems of its disk are its own to grow", "; ")
-		}
+	return false, nil
+}
+
+// settle leaves in live what the guest has until its next start, and says what
+// waits.
+func (u *updating) settle() string {
+	old := u.t.in
+	keepRestartFields(&u.live.Spec, &u.was.Spec)
+	u.plug.settled(u.now.Spec)
+	notes := []string{waiting(u.g, old, u.now, u.live, u.plug.why), u.plug.note()}
+	if ownSystem(old) && old.Spec.Root.Size != u.now.Spec.Root.Size {
+		notes = append(notes, "the partitions and file systems of its disk are its own to grow")
 	}
-	_, err = c.instances.Update(ctx, old.ID, func(in *api.Instance) error {
+	return strings.Join(slices.DeleteFunc(notes, func(s string) bool { return s == "" }), "; ")
+}
+
+// record writes down what is asked for, beside what the guest has, with the
+// end of the operation.
+func (u *updating) record(ctx context.Context, end *api.Operation) error {
+	c, old, now := u.t.c, u.t.in, u.now
+	_, err := c.instances.Update(ctx, old.ID, func(in *api.Instance) error {
 		power := in.Spec.Power
 		in.Labels, in.Spec = now.Labels, now.Spec
 		in.Spec.Power = power
-		in.Status.NICs = live.Status.NICs
-		if g != nil {
-			in.Status.Running = differing(&live.Spec, in.Spec)
+		in.Status.NICs = u.live.Status.NICs
+		if u.g != nil {
+			in.Status.Running = differing(&u.live.Spec, in.Spec)
 		}
 		if kindOf(old) != kindOf(now) {
 			in.Status.Volume, in.Status.Kernel, in.Status.Engine = now.Status.Volume, "", ""
@@ -102,23 +161,7 @@ func (t *task) update(ctx context.Context, g *guest) error {
 		}
 		return nil
 	}, func(*api.Instance) []store.Op { return []store.Op{c.ops.col.Put(end)} })
-	if err != nil {
-		return err
-	}
-	undo = nil
-	plug.recorded()
-	if kindOf(old) != kindOf(now) {
-		t.dropRoot(old)
-	}
-	c.ops.wake(op)
-	c.emit("instance.updated", &old.Meta, end.Step, nil)
-	if g != nil && !reflect.DeepEqual(old.Spec.Health, now.Spec.Health) {
-		c.watchHealth(now, g)
-	}
-	if len(rest) > 1 {
-		c.kick(old.ID)
-	}
-	return nil
+	return err
 }
 
 // change is one thing that can be altered now; applying what was in force
