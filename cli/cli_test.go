@@ -175,6 +175,9 @@ func TestUsageErrorsAreShortAndExitWith2(t *testing.T) {
 		{"rename a", "NEWNAME is missing", "cleave rename"},
 		{"set web", "KEY=VALUE is missing", "cleave set"},
 		{"set web memmory=1", "did you mean memory?", "cleave set"},
+		{"set web nics=back", "it is the API's word for networks", "cleave set"},
+		{"set web mounts=data:/data", "it is the API's word for volumes", "cleave set"},
+		{"set web bootSeconds=9", "it is the API's word for boot-timeout", "cleave set"},
 		{"set web power=stopped", "start, stop, pause and resume", "cleave set"},
 		{"delete", "NAME is missing", "cleave delete"},
 		{"delete a -f x", "not both", "cleave delete"},
@@ -228,6 +231,25 @@ func TestErrorsOfTheDaemonKeepTheirHint(t *testing.T) {
 	status, _, errs := f.cleave("", "show", "nope")
 	if want := "cleave: there is no instance \"nope\"\nhint: `cleave list` shows them\n"; status != 1 || errs != want {
 		t.Errorf("%d %q", status, errs)
+	}
+}
+
+func TestErrorsCallSettingsAsUsersDo(t *testing.T) {
+	for field, says := range map[string][2]string{
+		"spec.machine.bootSeconds": {"a container has no bootSeconds: it runs", "a container has no boot-timeout: it runs"},
+		"spec.resources.pids":      {"resources.pids can't be set", "pids can't be set"},
+		"spec.image":               {"spec.image of \"a\" was chosen", "image of \"a\" was chosen"},
+		"spec.root.pool":           {"spec.root.pool of \"a\" was chosen", "pool of \"a\" was chosen"},
+		"spec.type":                {"spec.type of \"v\" was chosen", "type of \"v\" was chosen"},
+		"spec.init":                {"its init has ended", "its init has ended"},
+		"spec.tty":                 {"tty can't be set", "tty can't be set"},
+		"spec.workDir":             {"workDir can't be set", "workdir can't be set"},
+		"name":                     {"the name is taken", "the name is taken"},
+		"":                         {"", ""},
+	} {
+		if got := inUsersWords(api.Errorf(api.CodeInvalid, "%s", says[0]).WithField(field)); got != says[1] {
+			t.Errorf("%s: %q", field, got)
+		}
 	}
 }
 

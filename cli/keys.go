@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/cli/output"
 	"github.com/cleave-project/cleave/cli/settings"
 	"github.com/spf13/cobra"
@@ -78,4 +79,30 @@ func (a *app) completeSet(table settings.Table, find lookup) cobra.CompletionFun
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 	}
+}
+
+// inUsersWords is the message of an error in which the field that it is about
+// has the name of the setting.
+func inUsersWords(e *api.Error) string {
+	key := e.Field
+	for _, t := range []settings.Table{settings.Instance, settings.Volume, settings.Network, settings.Pool} {
+		if k := t.KeyOf(e.Field); k != e.Field {
+			key = k
+			break
+		}
+	}
+	text := e.Message
+	if key == e.Field {
+		return text
+	}
+	inSpec := strings.TrimPrefix(e.Field, "spec.")
+	last := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
+	for _, name := range []string{e.Field, inSpec, last} {
+		// A word like init may mean something else, workDir is the field's.
+		own := strings.Contains(name, ".") || strings.ToLower(name) != name
+		if at := strings.Index(text, name); at >= 0 && (own || strings.HasPrefix(text, name+" ")) {
+			return text[:at] + key + text[at+len(name):]
+		}
+	}
+	return text
 }

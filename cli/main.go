@@ -74,7 +74,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 // several.
 func (a *app) complain(subject string, err error) {
 	e := api.AsError(err)
-	text := output.Clean(e.Message)
+	text := output.Clean(inUsersWords(e))
 	if subject != "" && !strings.Contains(text, subject) {
 		text = subject + ": " + text
 	}

@@ -154,7 +154,7 @@ func describeStorage(s *output.Sections, in *api.Instance) {
 		}
 		lines = append(lines, line)
 	}
-	s.Each("Mounts", lines)
+	s.Each("Volumes", lines)
 	s.Pair("/dev/shm", sizeText(in.Spec.ShmSize))
 }
 

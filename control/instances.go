@@ -463,6 +463,6 @@ func nicsOf(s api.InstanceSpec) []api.NIC {
 }
 
 func fixed(field, name string) error {
-	return api.Errorf(api.CodeUnsupported, "%s of an existing instance can't be changed", field).WithField(field).
-		WithHint("create a new instance in place of %s", name)
+	return api.Errorf(api.CodeUnsupported, "%s of %q was chosen when it was made, and can't be changed", field, name).WithField(field).
+		WithHint("make a new one in place of %s", name)
 }

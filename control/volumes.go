@@ -222,7 +222,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, project, name string) err
 		return err
 	}
 	if len(v.Status.UsedBy) > 0 {
-		return api.Errorf(api.CodeInUse, "volume %q is mounted by %s", name, fmtList(v.Status.UsedBy)).WithHint("delete those instances, or take the mount from them")
+		return api.Errorf(api.CodeInUse, "volume %q is mounted by %s", name, fmtList(v.Status.UsedBy)).WithHint("`cleave volume detach %s NAME` takes it from one, or delete those instances", name)
 	}
 	d, err := c.driver(cmp.Or(v.Spec.Pool, defaultPool))
 	if err != nil {

@@ -25,10 +25,25 @@ func (t Table) Find(key string) (s *Setting, entry string, err error) {
 		}
 	}
 	e := api.Errorf(api.CodeInvalid, "there is no setting %q", key)
+	if s := t.inAPI(key); s != nil {
+		return nil, "", e.WithHint("it is the API's word for %s", s.Key)
+	}
 	if near := Nearest(key, t.Keys()); len(near) > 0 {
 		return nil, "", e.WithHint("did you mean %s?", strings.Join(near, " or "))
 	}
 	return nil, "", e
+}
+
+// inAPI finds the setting that the API calls by the name: the last word of
+// its path, or of what it is a part of.
+func (t Table) inAPI(name string) *Setting {
+	head, _, _ := strings.Cut(name, ".")
+	for _, s := range t {
+		if word := s.Path[strings.LastIndexByte(s.Path, '.')+1:]; word == head {
+			return s
+		}
+	}
+	return nil
 }
 
 // KeyOf is how users write the field of a path, such as spec.env.DEBUG or
