@@ -1,0 +1,128 @@
+package migrate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+)
+
+// arrival is a stream with what it said first.
+type arrival struct {
+	*stream
+	hello *hello
+}
+
+// gather accepts connections until one session has all its streams. It closes
+// the listener.
+func gather(ctx context.Context, l net.Listener, config *tls.Config) (*hello, []*stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	arrivals := make(chan *arrival)
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	context.AfterFunc(ctx, func() { l.Close() })
+	wg.Go(func() { ended <- accept(ctx, l, config, arrivals, &wg) })
+	waiting := map[string][]*arrival{}
+	defer func() {
+		for _, list := range waiting {
+			for _, a := range list {
+				a.Close()
+			}
+		}
+	}()
+	for {
+		select {
+		case err := <-ended:
+			return nil, nil, err
+		case a := <-arrivals:
+			id := a.hello.Session
+			if len(waiting) >= maxStreams { // sources that began and went
+				for _, list := range waiting {
+					for _, a := range list {
+						a.Close()
+					}
+				}
+				clear(waiting)
+			}
+			waiting[id] = append(waiting[id], a)
+			first, streams := complete(waiting[id])
+			if streams == nil {
+				continue
+			}
+			delete(waiting, id)
+			return first, streams, nil
+		}
+	}
+}
+
+// complete are a session's streams in order, if all are there.
+func complete(list []*arrival) (first *hello, streams []*stream) {
+	n := list[0].hello.Streams
+	streams = make([]*stream, n)
+	for _, a := range list {
+		if a.hello.Streams == n && streams[a.hello.Stream] == nil {
+			streams[a.hello.Stream] = a.stream
+		}
+		if a.hello.Stream == 0 {
+			first = a.hello
+		}
+	}
+	for _, s := range streams {
+		if s == nil {
+			return nil, nil
+		}
+	}
+	return first, streams
+}
+
+// accept takes connections until there is no listener any more.
+func accept(ctx context.Context, l net.Listener, config *tls.Config, arrivals chan<- *arrival, wg *sync.WaitGroup) error {
+	places := make(chan struct{}, 2*maxStreams)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			c.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-places }()
+			a, err := greet(ctx, c, config)
+			if err != nil {
+				c.Close()
+				return
+			}
+			select {
+			case arrivals <- a:
+			case <-ctx.Done():
+				c.Close()
+			}
+		})
+	}
+}
+
+// greet hears what a connection says first.
+func greet(ctx context.Context, c net.Conn, config *tls.Config) (*arrival, error) {
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(past) })
+	defer stop()
+	s, err := secure(ctx, c, config, tls.Server)
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.readHello()
+	if err != nil {
+		s.abort(err)
+		return nil, err
+	}
+	if !stop() {
+		return nil, errors.New("nobody waits any more")
+	}
+	return &arrival{s, h}, nil
+}

@@ -1,0 +1,88 @@
+package migrate
+
+import "io"
+
+// Range is a part of a volume, in bytes.
+type Range struct{ Offset, Size int64 }
+
+// Volume is what is copied while the guest writes to it: its memory, or a
+// disk.
+type Volume interface {
+	Name() string
+	Size() int64
+	io.ReaderAt
+	// Begin has it noted from now on what is written, and returns what may be
+	// other than zero, in order. End ends that, and may be called more than
+	// once.
+	Begin() ([]Range, error)
+	End() error
+	// Written is what was written since Begin, or the last call.
+	Written() ([]Range, error)
+}
+
+// Sink is a volume at the destination. ReadAt isn't needed: what is written
+// isn't read before the guest runs.
+type Sink interface {
+	Size() int64
+	// Blank tells that all of it is zero at the beginning.
+	Blank() bool
+	io.WriterAt
+	// Zero makes a part of it zero.
+	Zero(off, n int64) error
+}
+
+// Guest is a machine that may leave. Its methods are called one after the
+// other, but for those of volumes' ReadAt.
+type Guest interface {
+	// Description is what a Place needs for Prepare.
+	Description() ([]byte, error)
+	Volumes() []Volume
+	// Throttle takes a share of their time from the guest's processors.
+	Throttle(percent int)
+	// Freeze pauses the guest, and nobody but Thaw lets it go on: it returns
+	// its state, with everything written that devices had to write.
+	Freeze() ([]byte, error)
+	// Thaw lets it go on as it was before Freeze.
+	Thaw() error
+}
+
+// Place is where a guest may arrive. Its methods are called one after the
+// other, each once, but for those of sinks.
+type Place interface {
+	// Prepare makes room for a guest, and returns a sink for each volume.
+	Prepare(description []byte, volumes []Info) ([]Sink, error)
+	// Load puts the guest together from its state and what is in the sinks. It
+	// doesn't run.
+	Load(state []byte) error
+	// Run lets it run. After an error it does not run, and never will.
+	Run() error
+}
+
+// Info is a volume as the source describes it.
+type Info struct {
+	Name string
+	Size int64
+}
+
+// total is how many bytes ranges have.
+func total(list []Range) (n int64) {
+	for _, r := range list {
+		n += r.Size
+	}
+	return n
+}
+
+// holes are what ranges, which are in order, leave of a volume.
+func holes(list []Range, size int64) (out []Range) {
+	at := int64(0)
+	for _, r := range list {
+		if r.Offset > at {
+			out = append(out, Range{at, r.Offset - at})
+		}
+		at = max(at, r.Offset+r.Size)
+	}
+	if at < size {
+		out = append(out, Range{at, size - at})
+	}
+	return out
+}
