@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X github.com/cleave-project/cleave/cli.Version=$(VERSION)"
 export CGO_ENABLED := 0
 
-.PHONY: help up down build agents appliance test quick long bench lint generate install uninstall clean
+.PHONY: help up down build agents appliance test quick long fuzz bench lint generate install uninstall clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ quick: ## unit tests only
 
 long: ## tests on a real daemon with real guests (root)
 	@script/test long
+
+fuzz: ## run each fuzz target for FUZZTIME (1m), of all packages or of those in FUZZ
+	@FUZZTIME="$(FUZZTIME)" script/fuzz $(FUZZ)
 
 bench: build ## print figures, side by side with LXD and runc where installed (root)
 	go run ./internal/bench $(BENCH)
