@@ -73,11 +73,15 @@ func usedModules(t *testing.T) map[string]bool {
 var link = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
 
 func TestLinksOfTheDocumentationLeadSomewhere(t *testing.T) {
-	files, err := filepath.Glob("../../docs/*.md")
-	if err != nil {
-		t.Fatal(err)
+	files := []string{"../../README.md", "../../CHANGELOG.md"}
+	for _, pattern := range []string{"../../docs/*.md", "../../docs/*/*.md"} {
+		more, err := filepath.Glob(pattern)
+		if err != nil || len(more) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(more), err)
+		}
+		files = append(files, more...)
 	}
-	for _, file := range append(files, "../../README.md", "../../CHANGELOG.md") {
+	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Error(err)
