@@ -111,6 +111,9 @@ func (f *function) release() {
 func (m *Machine) Add(d Device) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.moving.Load() {
+		return fmt.Errorf("add device %q: %w", d.Name, errMoving)
+	}
 	slot := m.pci.Free()
 	if slot < 0 {
 		return fmt.Errorf("add device %q: all %d slots are taken", d.Name, pci.Slots)

@@ -7,6 +7,7 @@ type gate struct {
 	mu      sync.Mutex
 	change  *sync.Cond
 	closed  bool
+	held    bool // shut for a moment: hold
 	broken  bool // open for ever
 	members int  // vCPUs that live
 	waiting int  // of them, before the gate
@@ -33,10 +34,10 @@ func (g *gate) leave() {
 func (g *gate) pass(unfinished bool) (finish bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.closed && !g.broken && unfinished {
+	if (g.closed || g.held) && !g.broken && unfinished {
 		return true
 	}
-	for g.closed && !g.broken {
+	for (g.closed || g.held) && !g.broken {
 		g.waiting++
 		g.change.Broadcast()
 		g.change.Wait()
@@ -64,6 +65,14 @@ func (g *gate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = false
+	g.change.Broadcast()
+}
+
+// hold lets nobody pass for a moment, beside what shut and open say.
+func (g *gate) hold(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held = on
 	g.change.Broadcast()
 }
 

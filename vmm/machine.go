@@ -135,6 +135,8 @@ type Machine struct {
 	end  End
 	err  error
 	done atomic.Bool
+	// moving is that there is a move.
+	moving atomic.Bool
 	// ended is closed with done.
 	ended chan struct{}
 	gate  gate
@@ -142,6 +144,8 @@ type Machine struct {
 	life   sync.Mutex // held by who pauses or lets go on
 	paused bool
 	clock  kvm.ClockData // while it is paused
+	move   *Move         // on its way, or nil
+	frozen bool          // by that: nobody else lets the guest go on
 	saved  string        // the snapshot since which is noted what is written
 	msrs   []uint32      // of which its processors' state consists
 }

@@ -41,6 +41,9 @@ func (m *Machine) Paused() bool {
 func (m *Machine) Resume() error {
 	m.life.Lock()
 	defer m.life.Unlock()
+	if m.frozen {
+		return errors.New("resume: the guest is being handed over to another host")
+	}
 	return m.resume()
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cleave-project/cleave/vmm/acpi"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/memory"
 )
@@ -49,6 +50,9 @@ const maxState = 64 << 20
 func (m *Machine) Save(f Files, o SaveOptions) (err error) {
 	m.life.Lock()
 	defer m.life.Unlock()
+	if m.move != nil {
+		return errMoving
+	}
 	if o.Changes && m.saved == "" {
 		return errors.New("save what has changed: there is no snapshot since which that was noted")
 	}
@@ -234,7 +238,13 @@ func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) 
 			return nil, fmt.Errorf("read memory: %w", err)
 		}
 	}
-	return m, m.restore(s, c.Devices)
+	if err := m.restore(s, c.Devices); err != nil {
+		return nil, err
+	}
+	if err := m.newGeneration(); err != nil {
+		return nil, err
+	}
+	return m, m.power.press(acpi.EventGeneration)
 }
 
 // privateMemory maps a file, of which it takes a duplicate.

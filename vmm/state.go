@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/cleave-project/cleave/vmm/acpi"
 	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/serial"
 	"github.com/cleave-project/cleave/vmm/virtio"
@@ -145,8 +144,5 @@ func (m *Machine) restore(s *State, devices []Device) error {
 	m.pci.SetAddress(s.PCI)
 	m.paused, m.clock = true, s.Clock
 	m.gate.shut()
-	if err := m.newGeneration(); err != nil {
-		return err
-	}
-	return m.power.press(acpi.EventGeneration)
+	return nil
 }
