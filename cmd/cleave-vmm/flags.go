@@ -18,6 +18,7 @@ import (
 
 const usage = `Usage: cleave-vmm --kernel FILE [--initrd FILE] [--disk FILE]... [--net TAP]... [options]
        cleave-vmm --restore DIRECTORY... [--disk FILE]... [--net TAP]... [options]
+       cleave-vmm --incoming PLACE [--disk FILE]... [--net TAP]... [options]
        cleave-vmm control SOCKET REQUEST [arguments]
 
 Runs one virtual machine. Each FILE, TAP and SOCKET may be fd=N, which is
@@ -36,6 +37,10 @@ inherited.
                                                            P of the host, and who connects to PATH
                                                            and says "CONNECT P" is at port P of
                                                            the guest
+  --incoming PLACE[,tls=DIR][,peer=NAME]                   a guest of the same make comes from another
+                                                           cleave-vmm, to HOST:PORT with the
+                                                           certificates in DIR (cert.pem, key.pem,
+                                                           ca.pem), or to a unix socket (a path)
   --restore fd=N:fd=N                                      a snapshot's state and memory
 
 `
@@ -62,14 +67,15 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags.BoolVar(&s.NoReboot, "no-reboot", false, "end where the guest would start anew")
 	flags.Var(&restore, "restore", "a snapshot's directory; repeated for those with changes, the oldest first")
 	flags.BoolVar(&s.Paused, "paused", false, "leave a restored machine paused")
+	incoming := flags.String("incoming", "", "where the guest comes to from another host")
 	socket := flags.String("control", "", "socket to be told what to do by")
 	open := flags.Bool("no-jail", false, "leave it to others to shut the process in, but for a filter of system calls")
 	_ = flags.Parse(args)
 	if flags.NArg() > 0 {
 		return nil, false, fmt.Errorf("%q is no option", flags.Arg(0))
 	}
-	if *kernel == "" && len(restore) == 0 {
-		return nil, false, errors.New("there is neither a --kernel to boot nor a snapshot to --restore")
+	if *kernel == "" && len(restore) == 0 && *incoming == "" {
+		return nil, false, errors.New("there is neither a --kernel to boot nor a snapshot to --restore, nor a place for one --incoming")
 	}
 	if err := s.parseMemory(*memory); err != nil {
 		return s, false, fmt.Errorf("--memory %s: %w", *memory, err)
@@ -83,6 +89,11 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	for i, arg := range pmem {
 		if err := s.openPmem(arg, i); err != nil {
 			return s, false, fmt.Errorf("--pmem %s: %w", arg, err)
+		}
+	}
+	if *incoming != "" {
+		if err := s.openIncoming(*incoming); err != nil {
+			return s, false, fmt.Errorf("--incoming %s: %w", *incoming, err)
 		}
 	}
 	if *sockets != "" {

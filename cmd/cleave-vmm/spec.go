@@ -29,6 +29,7 @@ type spec struct {
 	Ports    []portSpec
 	Pmem     []portSpec
 	Vsock    *vsockSpec
+	Incoming *incomingSpec
 	Console  int // the serial port's other end, instead of the standard streams
 	End      int // where the reason of the guest's end is noted
 	NoReboot bool
@@ -128,6 +129,11 @@ func (s *spec) config() (*monitor.Config, error) {
 			return nil, err
 		}
 		c.Pmem = append(c.Pmem, monitor.Pmem{Name: p.Name, File: f})
+	}
+	if s.Incoming != nil {
+		if c.Incoming, err = s.Incoming.config(s); err != nil {
+			return nil, err
+		}
 	}
 	for _, r := range s.Restore {
 		state, err := s.file(r[0])

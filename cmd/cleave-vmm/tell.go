@@ -28,6 +28,15 @@ Requests:
   set-limits NAME BYTES OPERATIONS
                                 bound a device, each in a second; 0 is no bound
   set-memory SIZE               how much memory the guest shall have
+  migrate PLACE [--tls DIR] [--peer NAME] [--streams N] [--downtime D] [--no-throttle]
+                                have the guest go on in the cleave-vmm that was
+                                started with --incoming PLACE, whose certificate
+                                has the name NAME (else PLACE's host)
+  migration                     how that goes, or went, on either side
+  cancel-migration              stay, or wait no more
+  settle-migration here|gone    where neither side knows who has the guest: tell
+                                first one side that it is gone, then the other
+                                that it is there
   save DIRECTORY [--track] [--changes]
                                 write a snapshot into a new directory; --track
                                 notes what changes from then on, --changes
@@ -48,8 +57,8 @@ func tell(args []string) error {
 	}
 	defer c.Close()
 	verb, args := args[1], args[2:]
-	want := map[string]int{"add-disk": 1, "add-net": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1}[verb]
-	if len(args) != want && (verb != "save" || len(args) < want) {
+	want := map[string]int{"add-disk": 1, "add-net": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1, "migrate": 1, "settle-migration": 1}[verb]
+	if len(args) != want && (verb != "save" && verb != "migrate" || len(args) < want) {
 		return fmt.Errorf("%s takes %d arguments, not %d", verb, want, len(args))
 	}
 	switch verb {
@@ -83,6 +92,15 @@ func tell(args []string) error {
 			return err
 		}
 		return c.SetMemory(ctx, control.SetMemory{Bytes: uint64(n)})
+	case "migrate":
+		return sendAway(ctx, c, args)
+	case "migration":
+		m, err := c.Migration(ctx)
+		return show(m, err)
+	case "cancel-migration":
+		return c.CancelMigration(ctx)
+	case "settle-migration":
+		return settle(ctx, c, args[0])
 	case "save":
 		return save(ctx, c, args)
 	}

@@ -45,6 +45,14 @@ type Machine interface {
 	SetMemory(context.Context, SetMemory) error
 	// ResizeDisk makes a disk in a file larger; the guest is told.
 	ResizeDisk(context.Context, ResizeDisk) error
+	// Migrate has the guest go on in another monitor, over connections to that,
+	// and returns when it has, or stays. Migration tells how one goes, or went;
+	// CancelMigration ends one that can be, and SettleMigration one that is
+	// undecided (package migrate).
+	Migrate(context.Context, Migrate, []*os.File) (Migration, error)
+	Migration(context.Context) (Migration, error)
+	CancelMigration(context.Context) error
+	SettleMigration(context.Context, Settle) error
 	// Save writes a snapshot to two empty files, which are the machine's too.
 	Save(ctx context.Context, o Save, state, memory *os.File) error
 }

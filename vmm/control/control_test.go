@@ -68,6 +68,17 @@ func (f *fake) ResizeDisk(_ context.Context, r ResizeDisk) error {
 	return f.note("resize %s %d", r.Name, r.Bytes)
 }
 
+func (f *fake) Migrate(_ context.Context, m Migrate, files []*os.File) (Migration, error) {
+	return Migration{State: Gone}, f.note("migrate %s %d", m.Downtime, len(files))
+}
+func (f *fake) Migration(context.Context) (Migration, error) {
+	return Migration{State: Undecided}, nil
+}
+func (f *fake) CancelMigration(context.Context) error { return f.note("cancel") }
+func (f *fake) SettleMigration(_ context.Context, s Settle) error {
+	return f.note("settle %v", s.Here)
+}
+
 func (f *fake) Save(_ context.Context, o Save, state, memory *os.File) error {
 	return f.note("save %v %s %s", o.Changes, content(state), content(memory))
 }

@@ -122,6 +122,17 @@ var verbs = map[string]verb{
 		return m.AddDisk(ctx, d, files[0])
 	}),
 	"add-net": withFiles(1, maxFiles, Machine.AddNet),
+	"migrate": {1, maxFiles, func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error) {
+		var v Migrate
+		if err := strict(args, &v); err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		return m.Migrate(ctx, v, files)
+	}},
+	"migration":        asked(Machine.Migration),
+	"cancel-migration": plain(Machine.CancelMigration),
+	"settle-migration": with(Machine.SettleMigration),
 	"save": withFiles(2, 2, func(m Machine, ctx context.Context, o Save, files []*os.File) error {
 		return m.Save(ctx, o, files[0], files[1])
 	}),

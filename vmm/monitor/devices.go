@@ -27,6 +27,9 @@ type device struct {
 	metrics func() any           // nil for one without
 	resize  func(uint64) error   // nil for what is no disk
 	close   func()
+	flush   func() error // nil for what is no disk
+	renew   func()       // for a disk that another host has written to, or nil
+	stays   string       // why the guest can't go elsewhere with it
 }
 
 // newDisk takes a file over.
@@ -41,8 +44,12 @@ func newDisk(d control.Disk, f *os.File) (*device, error) {
 		done()
 		return nil, fmt.Errorf("disk %q: %w", d.Name, err)
 	}
+	stays := ""
+	if d.Format == control.FormatQCOW2 && !d.ReadOnly {
+		stays = "what a qcow2 image's tables are is known to this process alone"
+	}
 	return &device{
-		Device: vmm.Device{Name: d.Name, Device: b}, limits: []*ratelimit.Limiter{l},
+		Device: vmm.Device{Name: d.Name, Device: b}, stays: stays, flush: disk.Flush, renew: func() { forget(f) }, limits: []*ratelimit.Limiter{l},
 		metrics: func() any { return diskMetrics(b.Metrics()) }, close: done,
 		resize: func(size uint64) error {
 			if d.Format == control.FormatQCOW2 {

@@ -45,6 +45,9 @@ type Config struct {
 	Nets           []Net
 	// Restore are a snapshot's layers, the oldest first, none to boot.
 	Restore []vmm.Files
+	// Incoming has the guest come from another monitor, instead of being
+	// booted. It is to be as the rest says: CPUs, memory, devices.
+	Incoming *Incoming
 	// Paused leaves a machine that was restored so, until it is told to go on.
 	Paused bool
 	// Vsock is its socket device, nil for none.
@@ -92,6 +95,7 @@ type Monitor struct {
 	mu      sync.Mutex // never held while the machine is asked for something
 	devices []*device  // in the order in which they came
 	lines   *lines     // nil without ports
+	moves   moves
 }
 
 // errEnded is the answer while there is no machine.
@@ -148,6 +152,9 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 			m.close()
 			return nil, err
 		}
+	}
+	if c.Incoming != nil {
+		return m, nil
 	}
 	var err error
 	if len(c.Restore) > 0 {
@@ -220,6 +227,11 @@ func (m *Monitor) Run(ctx context.Context) (vmm.End, error) {
 	}
 	if m.config.Input != nil {
 		go m.input() // which nothing ends but the process's own end
+	}
+	if m.config.Incoming != nil {
+		if err := m.arrive(ctx); err != nil {
+			return vmm.End{}, err
+		}
 	}
 	if len(m.config.Restore) > 0 && !m.config.Paused {
 		if err := m.machine.Resume(); err != nil {

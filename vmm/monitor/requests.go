@@ -19,7 +19,7 @@ func (m *Monitor) with(f func(*vmm.Machine) error) error {
 	m.life.RLock()
 	defer m.life.RUnlock()
 	if m.machine == nil {
-		return errEnded
+		return m.absent()
 	}
 	return f(m.machine)
 }
