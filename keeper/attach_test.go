@@ -17,10 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
-	"github.com/cleave-project/cleave/engine"
 )
-
-var _ engine.Console = (*Attachment)(nil)
 
 func (k *testKeeper) attach(id string, opts AttachOptions) *Attachment {
 	k.t.Helper()
