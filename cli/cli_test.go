@@ -389,7 +389,7 @@ func TestApplyTwiceChangesNothing(t *testing.T) {
 	if want := "would create network back\nwould create volume data\nwould create instance db\nwould create instance web\n"; status != 0 || out != want {
 		t.Error(status, out, errs)
 	}
-	if status, out, _ := f.cleave("", "diff", "-f", file); status != 1 || !strings.Contains(out, "+++ instance/db (file)\n@@ -0,0 +1,6 @@\n+labels:\n+  cleave.stack: shop\n") {
+	if status, out, _ := f.cleave("", "diff", "-f", file); status != 1 || !strings.Contains(out, "+++ instance/db (file)\n@@ -0,0 +1,4 @@\n+image: base\n+labels:\n+  cleave.stack: shop\n+memory: 64MiB\n") {
 		t.Error(status, out)
 	}
 	status, out, errs = f.cleave("", "apply", "-f", file)

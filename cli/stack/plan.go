@@ -132,7 +132,7 @@ func (s *Stack) gone(live Live) []Step {
 		if in.Labels[Label] == s.Name && find(s.Instances, in.Name) == nil {
 			steps = append(steps, Step{
 				Action: Delete, Kind: "instance", Name: in.Name,
-				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text(document(in.Labels, Normal(in.Spec)), in.Spec), ""),
+				Diff: Unified("instance/"+in.Name+" (now)", "/dev/null", text("instance", document(in.Labels, Normal(in.Spec))), ""),
 			})
 		}
 	}
@@ -141,7 +141,7 @@ func (s *Stack) gone(live Live) []Step {
 		if n.Labels[Label] == s.Name && find(s.Networks, n.Name) == nil {
 			steps = append(steps, Step{
 				Action: Delete, Kind: "network", Name: n.Name,
-				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text(document(n.Labels, n.Spec), n.Spec), ""),
+				Diff: Unified("network/"+n.Name+" (now)", "/dev/null", text("network", document(n.Labels, n.Spec)), ""),
 			})
 		}
 	}
@@ -155,7 +155,7 @@ func compareExtra[T any](stack, kind string, want *api.Meta, spec any, live *T) 
 	title := kind + "/" + want.Name
 	wanted := document(want.Labels, spec)
 	if live == nil {
-		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted, spec))
+		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(kind, wanted))
 		return step, nil
 	}
 	m := metaOf(live)
@@ -168,7 +168,7 @@ func compareExtra[T any](stack, kind string, want *api.Meta, spec any, live *T) 
 		return step, nil
 	}
 	step.Action, step.Patch, step.Revision = Update, patch, m.Revision
-	step.Diff = Unified(title+" (now)", title+" (file)", text(have, spec), text(merged(have, patch), spec))
+	step.Diff = Unified(title+" (now)", title+" (file)", text(kind, have), text(kind, merged(have, patch)))
 	return step, nil
 }
 
@@ -200,7 +200,7 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 	title := "instance/" + want.Name
 	wanted := document(want.Labels, Normal(want.Spec))
 	if live == nil {
-		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text(wanted, want.Spec))
+		step.Action, step.Diff = Create, Unified("/dev/null", title+" (file)", "", text("instance", wanted))
 		return step, nil
 	}
 	if live.Labels[Label] != stack {
@@ -231,7 +231,7 @@ func compareInstance(stack string, want, live *api.Instance) (*Step, error) {
 	if step.Fixed = fixed(have, merged(have, patch), stopped); step.Fixed != nil {
 		step.Action = Replace
 	}
-	step.Diff = append(Unified(title+" (now)", title+" (file)", text(have, want.Spec), text(merged(have, patch), want.Spec)), step.Diff...)
+	step.Diff = append(Unified(title+" (now)", title+" (file)", text("instance", have), text("instance", merged(have, patch))), step.Diff...)
 	return step, nil
 }
 

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/cleave-project/cleave/api"
@@ -20,29 +21,65 @@ func TestSizesInADiffAreExact(t *testing.T) {
 	}
 }
 
-func TestOnlySizesGetUnits(t *testing.T) {
+func TestADiffIsInTheFormOfTheFile(t *testing.T) {
+	seconds, own := 90, false
 	spec := api.InstanceSpec{
-		Image: "base", ShmSize: api.MiB, Root: api.RootDisk{Size: api.GiB}, Resources: api.Resources{Memory: api.GiB, PIDs: 1024},
-		Ulimits: map[string]api.Ulimit{"nofile": {Soft: 1024, Hard: 4096}},
+		Image: "base", Command: []string{"sh", "-c", "echo a b"}, Env: map[string]string{"A": "1", "B": "x y"}, Init: &own, StopSeconds: &seconds, ShmSize: api.MiB,
+		Root:      api.RootDisk{Size: api.GiB + 1},
+		Resources: api.Resources{Memory: api.GiB, PIDs: 1024, CPUs: 0.5, NetOut: 10 * api.MiB},
+		Mounts:    []api.Mount{{Volume: "data", Target: "/data"}, {HostPath: "/srv", Target: "/srv", ReadOnly: true}},
+		NICs:      []api.NIC{{}, {Network: "back", IPv4: "10.9.0.5", MAC: "02:00:00:00:00:01", Name: "lan"}},
+		Publish:   []api.Publish{{HostPort: 80, GuestPort: 8080}, {HostIP: "::1", HostPort: 53, GuestPort: 53, Protocol: "udp"}},
+		Health:    &api.HealthCheck{Command: []string{"sh", "-c", "true"}, IntervalSeconds: 5},
+		Ulimits:   map[string]api.Ulimit{"nofile": {Soft: 1024, Hard: -1}},
+		Security:  api.Security{AddCapabilities: []string{"NET_RAW"}, ReadOnlyRoot: true},
 	}
-	want := `spec:
-  image: base
-  resources:
-    memory: 1GiB
-    pids: 1024
-  root:
-    size: 1GiB
-  shmSize: 1MiB
-  ulimits:
-    nofile:
-      hard: 4096
-      soft: 1024
+	want := `cap.add:
+  - NET_RAW
+command:
+  - sh
+  - -c
+  - echo a b
+cpus: 0.5
+disk: 1073741825B
+env:
+  A: "1"
+  B: x y
+health.command:
+  - sh
+  - -c
+  - "true"
+health.interval: 5s
+image: base
+memory: 1GiB
+net.out: 10MiB/s
+networks:
+  - default
+  - back:ip=10.9.0.5,mac=02:00:00:00:00:01,name=lan
+pids: 1024
+publish:
+  - 80:8080
+  - '[::1]:53:53/udp'
+read-only: true
+shm-size: 1MiB
+stop.timeout: 90s
+system: false
+ulimits:
+  nofile: 1024:unlimited
+volumes:
+  - data:/data
+  - /srv:/srv:ro
 `
-	doc := document(nil, spec)
-	if diff := cmp.Diff(want, text(doc, spec)); diff != "" {
+	got := text("instance", document(nil, Normal(spec)))
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(document(nil, spec), doc); diff != "" {
-		t.Errorf("the document was changed: %s", diff)
+	for name, spec := range map[string]api.InstanceSpec{
+		"all": spec, "no port": {Image: "base", NICs: []api.NIC{}}, "no check": {Image: "base", Health: &api.HealthCheck{Command: []string{}}},
+	} {
+		back := parse(t, "name: shop\ninstances:\n  a:\n    "+strings.ReplaceAll(strings.TrimSpace(text("instance", document(nil, Normal(spec)))), "\n", "\n    ")+"\n")
+		if diff := cmp.Diff(document(nil, Normal(spec)), document(nil, Normal(back.Instances[0].Spec))); diff != "" {
+			t.Errorf("%s: a file with that says something else: %s", name, diff)
+		}
 	}
 }
