@@ -69,7 +69,7 @@ func TestDevicesOfGuestsThatRun(t *testing.T) {
 	if out := h.do("exec", "b", "--", "sh", "-c", "cat /mnt/it/file; ip -o addr show lan1"); !strings.Contains(out, "written in a") || !strings.Contains(out, backAddress(h, "b")) {
 		t.Errorf("started again it has %s", out)
 	}
-	if r := h.try("volume", "detach", "data", "b"); r.code != 0 || !strings.Contains(r.err, "next start: volumes./mnt/it data -> none (it was there at the start") {
+	if r := h.try("volume", "detach", "data", "b"); r.code != 0 || !strings.Contains(r.err, "next start: volumes./mnt/it data:ro -> none (it was there at the start") {
 		t.Errorf("%+v", r)
 	}
 	h.refused("b has it", "volume", "attach", "data", "a", "/srv/data")
