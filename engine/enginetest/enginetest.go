@@ -70,6 +70,7 @@ func Run(t *testing.T, f Fixture) {
 		{"SignalReachesTheEntryPoint", (*suite).signal},
 		{"KillEndsEverything", (*suite).kill},
 		{"PauseStopsAndResumeContinues", (*suite).pause},
+		{"GuestGoesOnFromItsSavedMemory", (*suite).savedMemory},
 		{"AgentExecutesBesideTheEntryPoint", (*suite).agentExec},
 		{"AgentCarriesTreesBothWays", (*suite).agentFiles},
 		{"MemoryLimitHolds", (*suite).memoryLimit},
@@ -109,13 +110,19 @@ func watch(e engine.Engine) *exits {
 // of waits for the end of a guest.
 func (x *exits) of(t *testing.T, id string) engine.Exit {
 	t.Helper()
+	return x.nth(t, id, 1)
+}
+
+// nth waits for the n-th end of a guest.
+func (x *exits) nth(t *testing.T, id string, n int) engine.Exit {
+	t.Helper()
 	deadline := time.After(hang)
 	for {
 		x.mu.Lock()
 		got, more := x.seen[id], x.more
 		x.mu.Unlock()
-		if len(got) > 0 {
-			return got[0]
+		if len(got) >= n {
+			return got[n-1]
 		}
 		select {
 		case <-more:

@@ -44,23 +44,75 @@ func (s *suite) diskVolumes(t *testing.T) {
 	}
 }
 
+// savedMemory has a guest of two processors go on from its memory, and then
+// once more, since what has gone on is saved in another way.
+func (s *suite) savedMemory(t *testing.T) {
+	saver, ok := s.Engine.(engine.Saver)
+	if !ok || !s.caps.Save {
+		t.Skipf("engine %s doesn't keep memory", s.Engine.Name())
+	}
+	const boot = "/proc/sys/kernel/random/boot_id"
+	spec := s.spec(t, `n=0; while :; do echo count $n; n=$((n+1)); sleep 1; done`)
+	spec.Machine.CPUs = 2
+	spec.Mounts = []engine.Mount{{Source: s.Volume(t), Target: "/data", Owned: true, Disk: true, Size: 32 * api.MiB}}
+	s.start(t, spec)
+	s.waitLog(t, spec.ID, "count 1")
+	if out, code := s.exec(t, spec.ID, "sh", "-c", "cp "+boot+" /dev/shm/boot && echo saved 0 > /data/f"); code != 0 {
+		t.Fatalf("exit %d, output %q", code, out)
+	}
+	for n, script := range []string{
+		"cmp " + boot + " /dev/shm/boot && cat /data/f && echo saved 1 > /data/f",
+		"cmp " + boot + " /dev/shm/boot && cat /data/f && sync && nproc",
+	} {
+		path := filepath.Join(t.TempDir(), "memory")
+		if err := saver.Save(t.Context(), spec.ID, path); err != nil {
+			t.Fatal(err)
+		}
+		if st := s.exits.nth(t, spec.ID, n+1).Status; st != (api.ExitStatus{Reason: "poweroff"}) {
+			t.Errorf("it ended as %+v", st)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+			t.Fatalf("saved: %v, %v", st, err)
+		}
+		if err := s.Engine.Clean(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+		counted := strings.Count(s.log(t, spec.ID), "count ")
+		spec.Machine.Restore = path
+		s.start(t, spec)
+		want := []string{"saved 0\n", "saved 1\n2\n"}[n]
+		if out, code := s.exec(t, spec.ID, "sh", "-c", script); code != 0 || out != want {
+			t.Errorf("when it went on: exit %d, output %q", code, out)
+		}
+		s.clockIsRight(t, spec.ID)
+		s.waitLog(t, spec.ID, "count "+strconv.Itoa(counted+1))
+	}
+}
+
 // clockAfterPause has a guest stand still for longer than its clock may be
 // wrong afterwards.
 func (s *suite) clockAfterPause(t *testing.T, id string) {
 	t.Helper()
-	const pause, wrong = 4 * time.Second, 2 * time.Second
 	if err := s.Engine.Pause(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(pause)
+	time.Sleep(2 * wrongClock)
 	if err := s.Engine.Resume(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
+	s.clockIsRight(t, id)
+}
+
+// wrongClock is how far off a guest's clock may be.
+const wrongClock = 2 * time.Second
+
+func (s *suite) clockIsRight(t *testing.T, id string) {
+	t.Helper()
 	before := time.Now()
 	out, _ := s.exec(t, id, "date", "+%s")
 	after := time.Now()
 	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if now := time.Unix(seconds, 0); err != nil || now.Before(before.Add(-wrong)) || now.After(after.Add(wrong)) {
+	if now := time.Unix(seconds, 0); err != nil || now.Before(before.Add(-wrongClock)) || now.After(after.Add(wrongClock)) {
 		t.Errorf("it is %q in the guest between %d and %d, error %v", out, before.Unix(), after.Unix(), err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
 	"github.com/cleave-project/cleave/engine/enginetest"
@@ -68,6 +70,37 @@ func TestRootDiskGrowsWhileTheGuestRuns(t *testing.T) {
 	var kilobytes int
 	if _, err := fmt.Sscan(run(t, e, spec.ID, "df -k / | tail -1 | awk '{print $2}'"), &kilobytes); err != nil || kilobytes < 100<<10 {
 		t.Errorf("%d KiB, %v", kilobytes, err)
+	}
+}
+
+func TestGuestRunsOnWhenTheDiskIsFull(t *testing.T) {
+	e := newEngine(t)
+	spec := newSpec(t, "exec sleep 1000")
+	enginetest.Start(t, e, spec)
+	small := t.TempDir()
+	if err := unix.Mount("small", small, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	if err := e.Save(t.Context(), spec.ID, filepath.Join(small, "memory")); !api.IsCode(err, api.CodeNoSpace) {
+		t.Errorf("saving on a full disk gives %v", err)
+	}
+	if left, _ := os.ReadDir(small); len(left) > 0 {
+		t.Errorf("left is %v", left)
+	}
+	if out := run(t, e, spec.ID, "echo alive"); out != "alive" {
+		t.Errorf("the guest says %q", out)
+	}
+	// What another engine saved is not for this one.
+	foreign := filepath.Join(t.TempDir(), "memory")
+	if err := os.WriteFile(foreign, []byte("QEVM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	machine := *spec.Machine
+	machine.Restore = foreign
+	spec.Machine = &machine
+	if err := e.Fits(t.Context(), spec); !api.IsCode(err, api.CodeUnsupported) {
+		t.Errorf("going on from a foreign file: %v", err)
 	}
 }
 
