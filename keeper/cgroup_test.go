@@ -87,7 +87,7 @@ func TestStartIsBornInV2Cgroup(t *testing.T) {
 		}
 	}
 	if root == "" {
-		t.Skip("needs a mounted cgroup v2 hierarchy")
+		t.Skip("needs a cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified")
 	}
 	dir := makeCgroup(t, root)
 	cgroup, err := os.Open(dir)

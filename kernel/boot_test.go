@@ -24,7 +24,7 @@ const hung = 5 * time.Minute
 // and says so.
 func TestRealKernelsBootTheirInitramfs(t *testing.T) {
 	if testing.Short() {
-		t.Skip("downloads kernels and boots them")
+		t.Skip("-short: downloads kernels and boots them")
 	}
 	onAmd64(t)
 	for _, c := range []struct {
@@ -37,7 +37,7 @@ func TestRealKernelsBootTheirInitramfs(t *testing.T) {
 	} {
 		t.Run(string(c.kind), func(t *testing.T) {
 			if _, err := exec.LookPath(c.program); c.program != "" && err != nil {
-				t.Skipf("booting needs an emulator: %v", err)
+				t.Skipf("needs an emulator: %v (install qemu-system-x86)", err)
 			}
 			dir := t.TempDir()
 			init := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "agent.amd64"), "./testdata/init")
@@ -99,7 +99,7 @@ func userMode(b Boot) []string {
 
 func BenchmarkInitramfs(b *testing.B) {
 	if runtime.GOARCH != "amd64" {
-		b.Skip("the fixture is for amd64")
+		b.Skipf("needs a host of amd64, as its modules are; this is %s", runtime.GOARCH)
 	}
 	dir := b.TempDir()
 	s, err := Open(Options{Dir: filepath.Join(dir, "kernels"), Agent: func(string) (string, error) { return filepath.Join(dir, "agent"), nil }})

@@ -66,7 +66,7 @@ func (l *told) hear(step string, done, total int64) {
 func onAmd64(t *testing.T) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
-		t.Skip("the packages of this test are for amd64")
+		t.Skipf("needs a host of amd64, as the packages of this test are; this is %s", runtime.GOARCH)
 	}
 }
 
@@ -120,7 +120,7 @@ func TestFetchTriesOtherSources(t *testing.T) {
 		t.Errorf("told %q", l)
 	}
 	if !exists(debianKeyring) {
-		t.Skipf("without %s (package debian-archive-keyring) Debian's own sources aren't used", debianKeyring)
+		t.Skipf("needs %s for Debian's own sources (install debian-archive-keyring)", debianKeyring)
 	}
 	s = newStore(t)
 	log = fakeApt(t, `case "$*" in indextargets*) echo "http://mirror.example/debian Debian"; exit ;; esac
@@ -221,15 +221,15 @@ func TestFetchEndsWhenCancelled(t *testing.T) {
 func debian(t *testing.T, s *Store, in api.KernelFetch) *api.Kernel {
 	t.Helper()
 	if raced {
-		t.Skip("under the race detector unpacking takes minutes; the tests of the whole do the same without it")
+		t.Skip("unpacking takes minutes under the race detector: run it without -race")
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		t.Skipf("real packages need apt: %v", err)
+		t.Skipf("needs apt: %v", err)
 	}
 	in.Distribution = "debian"
 	k, err := s.Fetch(t.Context(), in, func(string, int64, int64) {})
 	if api.IsCode(err, api.CodeUnavailable) {
-		t.Skipf("real packages need a network: %v", err)
+		t.Skipf("needs a mirror of Debian: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -239,12 +239,12 @@ func debian(t *testing.T, s *Store, in api.KernelFetch) *api.Kernel {
 
 func TestForeignKernelIsFetchedWithoutTouchingTheHost(t *testing.T) {
 	if testing.Short() {
-		t.Skip("downloads 21 MB")
+		t.Skip("-short: downloads 21 MB")
 	}
 	foreign := func() string {
 		out, err := exec.Command("dpkg", "--print-foreign-architectures").Output()
 		if err != nil {
-			t.Skipf("no dpkg: %v", err)
+			t.Skipf("needs dpkg: %v", err)
 		}
 		return string(out)
 	}

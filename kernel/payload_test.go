@@ -16,7 +16,7 @@ func lz4Frame(t testing.TB, content []byte) []byte {
 	c.Stdin = bytes.NewReader(content)
 	out, err := c.Output()
 	if err != nil {
-		t.Skipf("lz4 is not installed: %v", err)
+		t.Skipf("needs lz4: %v", err)
 	}
 	return binary.LittleEndian.AppendUint32(out, uint32(len(content)))
 }

@@ -61,7 +61,7 @@ func callAsOther(socket string) int {
 func (h *harness) callAs(cred *syscall.Credential, request string) string {
 	h.Helper()
 	if os.Getuid() != 0 {
-		h.Skip("only root can call as another user")
+		h.Skip("needs root, who alone can call as another user")
 	}
 	for dir := filepath.Dir(h.socket); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -88,7 +88,7 @@ const plainGet = "GET /v1/host HTTP/1.1\r\nHost: cleave\r\nConnection: close\r\n
 func TestUnixSocketAdmitsRootAndTheGroupOnly(t *testing.T) {
 	g, err := user.LookupGroup("daemon")
 	if err != nil {
-		t.Skipf("no group to try with: %v", err)
+		t.Skipf("needs a group that isn't root's: %v", err)
 	}
 	id, _ := strconv.ParseUint(g.Gid, 10, 32)
 	gid := uint32(id)
@@ -130,7 +130,7 @@ func TestOnlyRootMayNamePathsOfTheHost(t *testing.T) {
 	h := startWith(t, Options{Backend: f, Group: "daemon", Log: quiet()}, defaultTimeouts)
 	g, err := user.LookupGroup("daemon")
 	if err != nil {
-		t.Skipf("no group to try with: %v", err)
+		t.Skipf("needs a group that isn't root's: %v", err)
 	}
 	id, _ := strconv.ParseUint(g.Gid, 10, 32)
 	member := &syscall.Credential{Uid: 65534, Gid: uint32(id)}

@@ -102,7 +102,7 @@ func TestOnlyRootGivesTheHostAKernelToExecute(t *testing.T) {
 	h := startWith(t, Options{Backend: f, Group: "daemon", Log: quiet()}, defaultTimeouts)
 	g, err := user.LookupGroup("daemon")
 	if err != nil {
-		t.Skipf("no group to try with: %v", err)
+		t.Skipf("needs a group that isn't root's: %v", err)
 	}
 	id, err := strconv.ParseUint(g.Gid, 10, 32)
 	if err != nil {

@@ -97,7 +97,7 @@ func TestDiskWithoutBootLoader(t *testing.T) {
 // bar of light.
 func TestMediumBootsAndIsChanged(t *testing.T) {
 	if _, err := os.Stat(rescue); err != nil {
-		t.Skip("no bootable medium: install grub-rescue-pc")
+		t.Skipf("needs a bootable medium: %v (install grub-rescue-pc)", err)
 	}
 	e := newEngine(t)
 	spec := ownSpec(t)
@@ -226,7 +226,7 @@ func TestUEFIStarts(t *testing.T) {
 				t.Skip(err)
 			}
 			if _, err := os.Stat(swtpm); err != nil && c.tpm {
-				t.Skip("no TPM: install swtpm")
+				t.Skipf("needs a TPM: %v (install swtpm)", err)
 			}
 			enginetest.Start(t, e, spec)
 			// Before it starts the picture is QEMU's own, and smaller.
@@ -248,7 +248,7 @@ func TestUEFIStarts(t *testing.T) {
 // has them, whether it uses them or not.
 func TestCPUsAreAddedWhileASystemRuns(t *testing.T) {
 	if runtime.NumCPU() < 2 {
-		t.Skip("a host with one CPU has room for one")
+		t.Skip("needs two processors: this host has one")
 	}
 	e := newEngine(t)
 	spec := ownSpec(t)

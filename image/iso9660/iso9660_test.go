@@ -43,13 +43,13 @@ func TestKernelReadsIt(t *testing.T) {
 	defer f.Close()
 	dev, err := loop.Attach(t.Context(), f)
 	if err != nil {
-		t.Skipf("no loop device: %v", err)
+		t.Skipf("needs a loop device: %v", err)
 	}
 	defer dev.Close()
 	for _, options := range []string{"utf8", "nojoliet"} {
 		dir := t.TempDir()
 		if err := unix.Mount(dev.Path(), dir, "iso9660", unix.MS_RDONLY, options); err != nil {
-			t.Skipf("this kernel mounts no ISO 9660: %v", err)
+			t.Skipf("needs a kernel with ISO 9660: %v", err)
 		}
 		defer unix.Unmount(dir, unix.MNT_DETACH)
 		files, err := os.ReadDir(dir)
@@ -72,21 +72,29 @@ func TestOthersReadIt(t *testing.T) {
 	if err := os.WriteFile(path, build(t, "cidata", sample), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"isoinfo", "-d", "-i", path}, {"xorriso", "-indev", path, "-ls"}, {"blkid", "-p", path}} {
-		if _, err := exec.LookPath(args[0]); err != nil {
-			t.Logf("%s is missing", args[0])
-			continue
-		}
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-		if err != nil || !bytes.Contains(out, []byte("cidata")) && !bytes.Contains(out, []byte("user-data")) {
-			t.Errorf("%s: %v\n%s", args[0], err, out)
-		}
+	for _, tt := range []struct {
+		pkg  string
+		args []string
+	}{
+		{"genisoimage", []string{"isoinfo", "-d", "-i", path}},
+		{"xorriso", []string{"xorriso", "-indev", path, "-ls"}},
+		{"util-linux", []string{"blkid", "-p", path}},
+	} {
+		t.Run(tt.args[0], func(t *testing.T) {
+			if _, err := exec.LookPath(tt.args[0]); err != nil {
+				t.Skipf("needs it: %v (install %s)", err, tt.pkg)
+			}
+			out, err := exec.Command(tt.args[0], tt.args[1:]...).CombinedOutput()
+			if err != nil || !bytes.Contains(out, []byte("cidata")) && !bytes.Contains(out, []byte("user-data")) {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
 	}
 }
 
 func TestOthersReadTheSameContent(t *testing.T) {
 	if _, err := exec.LookPath("isoinfo"); err != nil {
-		t.Skip("isoinfo is missing; install genisoimage")
+		t.Skipf("needs isoinfo: %v (install genisoimage)", err)
 	}
 	path := filepath.Join(t.TempDir(), "iso")
 	if err := os.WriteFile(path, build(t, "cidata", sample), 0o600); err != nil {

@@ -50,7 +50,7 @@ func (l *tool) run(args ...string) string {
 
 func TestLabOutlivesTheCommandsThatUseIt(t *testing.T) {
 	if testing.Short() {
-		t.Skip("boots a host")
+		t.Skip("-short: boots a host under emulation")
 	}
 	if err := lab.Check(); err != nil {
 		t.Skip(err)

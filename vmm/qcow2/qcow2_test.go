@@ -31,7 +31,7 @@ var (
 func qemuImg(t testing.TB, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("qemu-img isn't installed")
+		t.Skipf("needs qemu-img: %v (install qemu-utils)", err)
 	}
 	out, err := exec.Command("qemu-img", args...).CombinedOutput()
 	if err != nil {

@@ -41,7 +41,7 @@ var noTrace = []string{"ptrace", "process_vm_readv"}
 func wall(t *testing.T, spec Spec, out io.Writer) (*exec.Cmd, error) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("walls are built by root")
+		t.Skip("needs root, who builds walls")
 	}
 	var err error
 	if spec.Seccomp == nil {
@@ -105,7 +105,7 @@ func wall(t *testing.T, spec Spec, out io.Writer) (*exec.Cmd, error) {
 func inside(t *testing.T, spec Spec, script string) string {
 	t.Helper()
 	if _, err := os.Stat("/usr/bin/busybox"); err != nil {
-		t.Skip("busybox-static is not installed")
+		t.Skipf("needs a busybox: %v (install busybox-static)", err)
 	}
 	spec.Program.Exe, spec.Program.Args = "/usr/bin/busybox", []string{"sh", "-c", script + "\necho the end"}
 	spec.Program.Env = []string{"PATH=/usr/bin:/usr/sbin"}
@@ -217,7 +217,7 @@ func TestMonitorHasNoDescriptorsAndNoNetworkButItsOwn(t *testing.T) {
 
 func TestOnlyATracerMayTrace(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
-		t.Skip("strace is not installed")
+		t.Skipf("needs strace: %v", err)
 	}
 	const script = `strace -o /dev/null true && echo traced`
 	if out := inside(t, Spec{}, script); strings.Contains(out, "traced\n") {
