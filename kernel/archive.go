@@ -30,16 +30,16 @@ func (s *Store) Files(name string) (Boot, error) {
 }
 
 // Archive writes an initramfs of executable files and of the modules that a
-// machine of the kernel's kind needs to come to its disks: in /modules, with
-// their order of loading in /modules/order.
-func (s *Store) Archive(w io.Writer, name string, files map[string][]byte) error {
+// machine of the kernel's kind needs to come to its disks, and of more: in
+// /modules, with their order of loading in /modules/order.
+func (s *Store) Archive(w io.Writer, name string, files map[string][]byte, more ...string) error {
 	r, err := s.named(name)
 	if err != nil {
 		return err
 	}
 	var modules []module
 	if r.Modules > 0 {
-		if modules, err = plan(filepath.Join(s.Dir, r.Kernel.Name, fileModules), r); err != nil {
+		if modules, err = plan(filepath.Join(s.Dir, r.Kernel.Name, fileModules), r, more...); err != nil {
 			return err
 		}
 	}

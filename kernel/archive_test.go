@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,6 +36,9 @@ func TestArchiveOfAnOwnSystemHasItsFilesAndTheModules(t *testing.T) {
 	boot, err := s.Files(k.Name)
 	if err != nil || boot.Version != k.Version || boot.Initrd != "" {
 		t.Errorf("its files are %+v, %v", boot, err)
+	}
+	if err := s.Archive(&b, k.Name, nil, "no-such-module"); err == nil || !strings.Contains(err.Error(), "no_such_module") {
+		t.Errorf("an archive with a module that there isn't: %v", err)
 	}
 	if err := s.Archive(&b, "none", nil); api.AsError(err).Code != api.CodeNotFound {
 		t.Errorf("an archive for a kernel that isn't there: %v", err)

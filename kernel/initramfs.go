@@ -186,8 +186,8 @@ type module struct {
 }
 
 // plan reads the modules of an initramfs in their order. It fails if one is
-// missing that the kernel's kind of machine needs.
-func plan(file string, r *record) ([]module, error) {
+// missing that the kernel's kind of machine needs, or one of more.
+func plan(file string, r *record, more ...string) ([]module, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -201,7 +201,7 @@ func plan(file string, r *record) ([]module, error) {
 	if err != nil {
 		return nil, damaged(r, err)
 	}
-	files, err := set.order(r.Kernel.Kind)
+	files, err := set.order(r.Kernel.Kind, more...)
 	if err != nil {
 		return nil, api.Errorf(api.CodeUnsupported, "kernel %s can't boot images as kind %s: %w", r.Kernel.Name, r.Kernel.Kind, err).
 			WithHint("use another kernel: `cleave kernel fetch debian --kind %s` gets one that can", r.Kernel.Kind)

@@ -95,9 +95,9 @@ func (m *moduleSet) aliasLine(words []string) {
 	}
 }
 
-// order lists the files of the modules of a kind of machine with those that
-// they need, in an order in which they can be loaded.
-func (m *moduleSet) order(kind api.Kind) ([]string, error) {
+// order lists the files of the modules of a kind of machine, and of more, with
+// those that they need, in an order in which they can be loaded.
+func (m *moduleSet) order(kind api.Kind, more ...string) ([]string, error) {
 	var (
 		list []string
 		done = map[string]bool{}
@@ -138,6 +138,11 @@ func (m *moduleSet) order(kind api.Kind) ([]string, error) {
 			if err := load(name, ""); err != nil {
 				return nil, err
 			}
+		}
+	}
+	for _, name := range more {
+		if err := load(moduleName(name), ""); err != nil {
+			return nil, err
 		}
 	}
 	return list, nil

@@ -187,7 +187,7 @@ func (o *Options) otherKernel(ctx context.Context, s *kernel.Store) (*api.Kernel
 
 // Guest writes an initramfs for a guest of the appliance's kernel, as
 // kernel.Store.Archive does, and returns the kernel.
-func (o *Options) Guest(ctx context.Context, initramfs io.Writer, files map[string][]byte) (image string, err error) {
+func (o *Options) Guest(ctx context.Context, initramfs io.Writer, files map[string][]byte, modules ...string) (image string, err error) {
 	if err := os.MkdirAll(o.Cache, 0o755); err != nil {
 		return "", err
 	}
@@ -200,7 +200,7 @@ func (o *Options) Guest(ctx context.Context, initramfs io.Writer, files map[stri
 	if err != nil {
 		return "", err
 	}
-	return k.boot.Image, k.store.Archive(initramfs, k.boot.Name, files)
+	return k.boot.Image, k.store.Archive(initramfs, k.boot.Name, files, modules...)
 }
 
 // busyboxPath is where busybox is in the root.
