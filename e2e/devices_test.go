@@ -17,16 +17,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cleave-project/cleave/e2e/stockhost"
 	"github.com/cleave-project/cleave/lab"
 	"github.com/cleave-project/cleave/vmm/control"
 )
 
 //go:embed testdata/devices-guest.sh
-var devicesGuest string
+var devicesGuest []byte
 
-// devicesModules are what the guests load.
-var devicesModules = []string{"virtio_pci", "virtio_blk", "virtio_mem", "nd_pmem", "virtio_pmem", "vmw_vsock_virtio_transport"}
+// devicesModules are what the guests load beside what every machine does.
+var devicesModules = []string{"virtio_mem", "nd_pmem", "virtio_pmem", "vmw_vsock_virtio_transport"}
 
 // TestMonitorsDevicesInAGuest has stock kernels with 1, 2 and 4 processors on
 // a host of the lab use what the monitor has: sockets, memory that grows and
@@ -43,23 +42,19 @@ func TestMonitorsDevicesInAGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	busybox := filepath.Join(bin, "busybox")
-	kernel, err := stockhost.FetchKernel(t.Context(), kernelCache, kernelPackage, busybox)
-	if err != nil {
-		t.Skipf("needs a stock kernel: %v", err)
-	}
+	kernel, initrd := devicesGuestFiles(t, dir, bin)
 	image := filepath.Join(dir, "image.qcow2")
 	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", image, "64M").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	h := lab.Hosts(t, 1, lab.KVM, lab.CPUs(2), lab.Memory(2<<30),
-		lab.File("cleave-vmm", filepath.Join(bin, "cleave-vmm")), lab.File("guest-kernel", kernel.Image),
-		lab.File("guest-initrd", devicesInitrd(t, dir, kernel, busybox)), lab.File("image.qcow2", image))[0]
+		lab.File("cleave-vmm", filepath.Join(bin, "cleave-vmm")), lab.File("guest-kernel", kernel),
+		lab.File("guest-initrd", initrd), lab.File("image.qcow2", image))[0]
 	lab.Run(t, h, TestMonitorsDevicesInside)
 }
 
-// devicesInitrd makes the guests' initramfs.
-func devicesInitrd(t *testing.T, dir string, kernel *stockhost.Kernel, busybox string) string {
+// devicesGuestFiles are what the guests boot.
+func devicesGuestFiles(t *testing.T, dir, bin string) (kernel, initrd string) {
 	t.Helper()
 	peer := filepath.Join(dir, "peer")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", peer, "./peer")
@@ -67,29 +62,14 @@ func devicesInitrd(t *testing.T, dir string, kernel *stockhost.Kernel, busybox s
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	files, order, err := kernel.Files(devicesModules...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var load strings.Builder
-	for _, m := range order {
-		fmt.Fprintf(&load, "insmod /%s || echo 'guest: no module %s'\n", m, m)
-	}
-	files["init"] = []byte(strings.Replace(devicesGuest, "MODULES\n", load.String(), 1))
-	for to, from := range map[string]string{"bin/busybox": busybox, "bin/peer": peer} {
+	files := map[string][]byte{"init": devicesGuest}
+	for to, from := range map[string]string{"bin/busybox": filepath.Join(bin, "busybox"), "bin/peer": peer} {
+		var err error
 		if files[to], err = os.ReadFile(from); err != nil {
 			t.Fatal(err)
 		}
 	}
-	var b bytes.Buffer
-	if err := stockhost.Archive(&b, files); err != nil {
-		t.Fatal(err)
-	}
-	name := filepath.Join(dir, "initrd")
-	if err := os.WriteFile(name, b.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
+	return lab.Guest(t, files, devicesModules...)
 }
 
 // TestMonitorsDevicesInside is the half in the host.

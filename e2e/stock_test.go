@@ -8,12 +8,6 @@ import (
 	"github.com/cleave-project/cleave/lab"
 )
 
-// Where TestMonitorRunsAStockKernel has its kernel from.
-const (
-	kernelCache   = "/var/cache/cleave-test"
-	kernelPackage = "linux-image-cloud-amd64"
-)
-
 // stockTests are those that run in the stock host, by their package: what
 // depends on the kernel, without what only takes long under emulation.
 var stockTests = []struct {

@@ -1,7 +1,9 @@
-# What the stock host does with the monitor. Each thing that went well is a
+# What a host does with the monitor. Each thing that went well is a
 # line "host: ...", of which the test has the list.
-modprobe kvm_amd; cd /vmm
-kernel="--kernel kernel --initrd initrd --memory 256MiB"
+exec 2>&1
+mkdir /var/vmm && cd /var/vmm && cp /lab/disk . || exit 1
+monitor=/lab/cleave-vmm
+kernel="--kernel /lab/kernel --initrd /lab/initrd --memory 256MiB"
 line="console=ttyS0 quiet panic=-1"
 
 # wait_for has a file show a pattern.
@@ -16,13 +18,13 @@ wait_for() {
 # Guests know the host by one address, whichever the tap.
 port() { ip link set $1 address 02:00:00:00:99:01; ip addr add 10.99.0.1/24 dev $1; ip link set $1 up; }
 
-timeout -s KILL 400 ./cleave-vmm $kernel --disk disk --command "$line short" < /dev/null > short || echo "host: status $?"
+timeout -s KILL 400 $monitor $kernel --disk disk --command "$line short" < /dev/null > short || echo "host: status $?"
 cat short
 grep -q "reset, and the disk has kept" short && echo "host: reset and power-off"
 
-./cleave-vmm $kernel --disk disk --net tap0 --cpus 2 --control s --command "$line" < /dev/null > out 2>&1 &
+$monitor $kernel --disk disk --net tap0 --cpus 2 --control s --command "$line" < /dev/null > out 2>&1 &
 first=$!
-c="./cleave-vmm control s"
+c="$monitor control s"
 wait_for tick-1 out; port tap0
 wait_for net-yes out && echo "host: network"
 for p in $(pidof cleave-vmm); do
@@ -51,11 +53,11 @@ second() { grep tick- $1 | sed -n 2p | grep -o "random-[0-9a-f-]*"; }
 
 clone() {
 	name=$1
-	./cleave-vmm --restore snap --restore changes --disk $name.disk --net $name --control $name.s < /dev/null > $name 2>&1 &
+	$monitor --restore snap --restore changes --disk $name.disk --net $name --control $name.s < /dev/null > $name 2>&1 &
 	until [ -e /sys/class/net/$name ]; do sleep 0.1; done; port $name
 	wait_for net-yes $name && echo "host: clone $name"
 	until second $name > /dev/null; do sleep 1; done
-	./cleave-vmm control $name.s stop; wait $!
+	$monitor control $name.s stop; wait $!
 	ip link set $name down 2> /dev/null
 	cat $name
 }
