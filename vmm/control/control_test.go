@@ -71,6 +71,7 @@ func (f *fake) ResizeDisk(_ context.Context, r ResizeDisk) error {
 func (f *fake) Migrate(_ context.Context, m Migrate, files []*os.File) (Migration, error) {
 	return Migration{State: Gone}, f.note("migrate %s %d", m.Downtime, len(files))
 }
+
 func (f *fake) Migration(context.Context) (Migration, error) {
 	return Migration{State: Undecided}, nil
 }

@@ -56,6 +56,7 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	defer d.mu.Unlock()
 	return copy(p, d.b[off:]), nil
 }
+
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,12 +67,14 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(d.b[off:], p), nil
 }
+
 func (d *disk) Zero(off, n int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	clear(d.b[off : off+n])
 	return nil
 }
+
 func (d *disk) Begin() ([]Range, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -84,12 +87,14 @@ func (d *disk) Begin() ([]Range, error) {
 	}
 	return out, nil
 }
+
 func (d *disk) End() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dirty = nil
 	return nil
 }
+
 func (d *disk) Written() (out []Range, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -437,8 +442,10 @@ func identities(t *testing.T) (source, destination, stranger *Identity) {
 	t.Helper()
 	authority := func() (*x509.Certificate, *ecdsa.PrivateKey, []byte) {
 		key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, IsCA: true,
-			BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, IsCA: true,
+			BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour),
+		}
 		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 		if err != nil {
 			t.Fatal(err)
@@ -454,8 +461,10 @@ func identities(t *testing.T) (source, destination, stranger *Identity) {
 			t.Fatal(err)
 		}
 		private, _ := x509.MarshalPKCS8PrivateKey(key)
-		return &Identity{Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-			Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), Roots: roots, Peer: peer}
+		return &Identity{
+			Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+			Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), Roots: roots, Peer: peer,
+		}
 	}
 	otherCA, otherKey, _ := authority()
 	return issue("a", "b", ca, caKey), issue("b", "a", ca, caKey), issue("a", "b", otherCA, otherKey)

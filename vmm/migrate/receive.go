@@ -42,7 +42,6 @@ type receiver struct {
 	streams []*stream
 	place   Place
 	sinks   []Sink
-	once    sync.Once
 }
 
 func (r *receiver) close() {

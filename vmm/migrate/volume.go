@@ -64,14 +64,6 @@ type Info struct {
 	Size int64
 }
 
-// total is how many bytes ranges have.
-func total(list []Range) (n int64) {
-	for _, r := range list {
-		n += r.Size
-	}
-	return n
-}
-
 // holes are what ranges, which are in order, leave of a volume.
 func holes(list []Range, size int64) (out []Range) {
 	at := int64(0)
