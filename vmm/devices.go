@@ -210,10 +210,10 @@ func (m *Machine) unplug(f *function) {
 	m.pci.Remove(f.slot)
 	f.release()
 	m.functions = slices.DeleteFunc(m.functions, func(o *function) bool { return o == f })
-	close(f.gone)
 	if m.ejected != nil {
 		m.ejected(f.Device)
 	}
+	close(f.gone) // last: who waits for it may plug in another of that name
 }
 
 // Devices are those that are plugged in.

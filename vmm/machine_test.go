@@ -251,8 +251,13 @@ func TestADeviceComesAndGoes(t *testing.T) {
 		if err := m.Remove(t.Context(), "rng0"); err != nil {
 			t.Fatal(err)
 		}
-		if name := <-left; name != "rng0" || len(m.Devices()) != 0 {
-			t.Errorf("%s left, and there are %v", name, m.Devices())
+		select {
+		case name := <-left:
+			if name != "rng0" || len(m.Devices()) != 0 {
+				t.Errorf("%s left, and there are %v", name, m.Devices())
+			}
+		default:
+			t.Error("who plugged it in isn't told before Remove returns")
 		}
 	}
 	if end := <-ended; end.Reason != Restart {
