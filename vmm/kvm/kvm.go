@@ -38,7 +38,6 @@ const (
 	kvmSetIRQChip          = 0x8208ae63
 	kvmSetGSIRouting       = 0x4008ae6a
 	kvmIRQFD               = 0x4020ae76
-	kvmCreatePIT2          = 0x4040ae77
 	kvmIOEventFD           = 0x4040ae79
 	kvmSetClock            = 0x4030ae7b
 	kvmGetClock            = 0x8030ae7c
@@ -57,22 +56,18 @@ const (
 	kvmGetMPState          = 0x8004ae98
 	kvmSetMPState          = 0x4004ae99
 	kvmNMI                 = 0xae9a
-	kvmGetPIT2             = 0x8070ae9f
-	kvmSetPIT2             = 0x4070aea0
 	kvmGetVCPUEvents       = 0x8040ae9f
 	kvmSetVCPUEvents       = 0x4040aea0
 	kvmGetDebugRegs        = 0x8080aea1
 	kvmSetDebugRegs        = 0x4080aea2
 	kvmSetTSCKHz           = 0xaea2
 	kvmGetTSCKHz           = 0xaea3
-	kvmEnableCap           = 0x4068aea3
 	kvmGetXSAVE            = 0x9000aea4
 	kvmSetXSAVE            = 0x5000aea5
 	kvmSignalMSI           = 0x4020aea5
 	kvmGetXCRS             = 0x8188aea6
 	kvmSetXCRS             = 0x4188aea7
 	kvmKVMClockCtrl        = 0xaead
-	kvmClearDirtyLog       = 0xc018aec0
 	kvmGetXSAVE2           = 0x9000aecf
 )
 
@@ -82,25 +77,16 @@ type Cap int
 // Capabilities, from linux/kvm.h.
 const (
 	CapUserMemory    Cap = 3
-	CapNrMemslots    Cap = 10
 	CapMPState       Cap = 14
 	CapIRQRouting    Cap = 25
 	CapIRQFD         Cap = 32
 	CapIOEventFD     Cap = 36
-	CapAdjustClock   Cap = 39
 	CapVCPUEvents    Cap = 41
-	CapDebugRegs     Cap = 50
 	CapXCRS          Cap = 56
-	CapTSCControl    Cap = 60
-	CapGetTSCKHz     Cap = 61
-	CapMaxVCPUs      Cap = 66
-	CapKVMClockCtrl  Cap = 76
 	CapSignalMSI     Cap = 77
 	CapReadonlyMem   Cap = 81
 	CapImmediateExit Cap = 136
-	CapManualDirty   Cap = 168 // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 	CapXSAVE2        Cap = 208
-	CapDirtyRing     Cap = 223 // KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 )
 
 // required is what every kernel that we support has, from 5.15 on.

@@ -185,7 +185,7 @@ func (c *VCPU) TSCKHz() (int, error) {
 	return n, nil
 }
 
-// SetTSCKHz sets it, where CapTSCControl is.
+// SetTSCKHz sets it, where the processor can (KVM_CAP_TSC_CONTROL).
 func (c *VCPU) SetTSCKHz(khz int) error {
 	if _, err := ioctl(c.file, kvmSetTSCKHz, uintptr(khz)); err != nil {
 		return fmt.Errorf("set the time stamp counter's frequency of vCPU %d to %d kHz: %w", c.ID, khz, err)

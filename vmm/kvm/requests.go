@@ -7,10 +7,10 @@ var (
 	Requests    = append(RunRequests[:len(RunRequests):len(RunRequests)],
 		kvmGetAPIVersion, kvmCreateVM, kvmGetMSRIndexList, kvmCheckExtension, kvmGetVCPUMmapSize, kvmGetSupportedCPUID,
 		kvmCreateVCPU, kvmGetDirtyLog, kvmSetUserMemoryRegion, kvmSetTSSAddr, kvmSetIdentityMapAddr, kvmCreateIRQChip,
-		kvmGetIRQChip, kvmSetIRQChip, kvmCreatePIT2, kvmSetClock, kvmGetClock, kvmGetRegs, kvmSetRegs, kvmGetSregs,
+		kvmGetIRQChip, kvmSetIRQChip, kvmSetClock, kvmGetClock, kvmGetRegs, kvmSetRegs, kvmGetSregs,
 		kvmSetSregs, kvmGetMSRs, kvmSetMSRs, kvmGetFPU, kvmSetFPU, kvmGetLAPIC, kvmSetLAPIC, kvmSetCPUID2, kvmGetMPState,
-		kvmSetMPState, kvmNMI, kvmGetPIT2, kvmSetPIT2, kvmGetVCPUEvents, kvmSetVCPUEvents, kvmGetDebugRegs,
-		kvmSetDebugRegs, kvmSetTSCKHz, kvmGetTSCKHz, kvmEnableCap, kvmGetXSAVE, kvmSetXSAVE, kvmSignalMSI, kvmGetXCRS,
-		kvmSetXCRS, kvmKVMClockCtrl, kvmClearDirtyLog, kvmGetXSAVE2,
+		kvmSetMPState, kvmNMI, kvmGetVCPUEvents, kvmSetVCPUEvents, kvmGetDebugRegs,
+		kvmSetDebugRegs, kvmSetTSCKHz, kvmGetTSCKHz, kvmGetXSAVE, kvmSetXSAVE, kvmSignalMSI, kvmGetXCRS,
+		kvmSetXCRS, kvmKVMClockCtrl, kvmGetXSAVE2,
 	)
 )

@@ -143,16 +143,3 @@ type IRQChip struct {
 	ID, _ uint32
 	State [512]byte
 }
-
-// PITState is the timer's.
-type PITState struct {
-	Channels [3]struct {
-		Count                                           uint32
-		LatchedCount                                    uint16
-		CountLatched, StatusLatched, Status, ReadState  uint8
-		WriteState, WriteLatch, RWMode, Mode, BCD, Gate uint8
-		CountLoadTime                                   int64
-	}
-	Flags uint32
-	_     [9]uint32
-}

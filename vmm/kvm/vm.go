@@ -41,8 +41,7 @@ func (v *VM) SetMemory(slot uint32, flags uint32, guest uint64, host []byte) err
 }
 
 // DirtyLog fills bitmap, a bit for each page of the slot, with what was
-// written since the last call (api.rst, 4.8). It starts the next round, unless
-// CapManualDirty is on: then ClearDirtyLog does.
+// written since the last call (api.rst, 4.8).
 func (v *VM) DirtyLog(slot uint32, bitmap []uint64) error {
 	m := struct {
 		slot, pad uint32
@@ -50,35 +49,6 @@ func (v *VM) DirtyLog(slot uint32, bitmap []uint64) error {
 	}{slot: slot, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
 	if err := ioctlPtr(v.file, kvmGetDirtyLog, unsafe.Pointer(&m)); err != nil {
 		return fmt.Errorf("read the dirty pages of slot %d: %w", slot, err)
-	}
-	return nil
-}
-
-// ClearDirtyLog starts the next round for the pages whose bits are set: those
-// from first on, which is a multiple of 64, as many as pages, which is one
-// too unless they are the slot's last.
-func (v *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
-	m := struct {
-		slot, pages uint32
-		first       uint64
-		bitmap      unsafe.Pointer
-	}{slot: slot, pages: pages, first: first, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
-	if err := ioctlPtr(v.file, kvmClearDirtyLog, unsafe.Pointer(&m)); err != nil {
-		return fmt.Errorf("clear the dirty pages of slot %d: %w", slot, err)
-	}
-	return nil
-}
-
-// EnableCap turns a capability on.
-func (v *VM) EnableCap(c Cap, args ...uint64) error {
-	m := struct {
-		cap, flags uint32
-		args       [4]uint64
-		pad        [64]byte
-	}{cap: uint32(c)}
-	copy(m.args[:], args)
-	if err := ioctlPtr(v.file, kvmEnableCap, unsafe.Pointer(&m)); err != nil {
-		return fmt.Errorf("enable capability %d: %w", c, err)
 	}
 	return nil
 }
@@ -111,18 +81,6 @@ func (v *VM) CreateIRQChip() error {
 	}
 	if _, err := ioctl(v.file, kvmCreateIRQChip, 0); err != nil {
 		return fmt.Errorf("create the interrupt controllers: %w", err)
-	}
-	return nil
-}
-
-// CreatePIT makes the timer chip (i8254), without a speaker.
-func (v *VM) CreatePIT() error {
-	c := struct {
-		flags uint32
-		pad   [15]uint32
-	}{flags: 1} // KVM_PIT_SPEAKER_DUMMY: port 0x61 answers
-	if err := ioctlPtr(v.file, kvmCreatePIT2, unsafe.Pointer(&c)); err != nil {
-		return fmt.Errorf("create the timer: %w", err)
 	}
 	return nil
 }
@@ -274,23 +232,6 @@ func (v *VM) IRQChip(chip uint32) (IRQChip, error) {
 func (v *VM) SetIRQChip(c IRQChip) error {
 	if err := ioctlPtr(v.file, kvmSetIRQChip, unsafe.Pointer(&c)); err != nil {
 		return fmt.Errorf("write interrupt controller %d: %w", c.ID, err)
-	}
-	return nil
-}
-
-// PIT reads the timer's state.
-func (v *VM) PIT() (PITState, error) {
-	var p PITState
-	if err := ioctlPtr(v.file, kvmGetPIT2, unsafe.Pointer(&p)); err != nil {
-		return p, fmt.Errorf("read the timer: %w", err)
-	}
-	return p, nil
-}
-
-// SetPIT writes it.
-func (v *VM) SetPIT(p PITState) error {
-	if err := ioctlPtr(v.file, kvmSetPIT2, unsafe.Pointer(&p)); err != nil {
-		return fmt.Errorf("write the timer: %w", err)
 	}
 	return nil
 }
