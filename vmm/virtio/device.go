@@ -14,6 +14,8 @@ const (
 	TypeEntropy = 4
 	TypeBalloon = 5
 	TypeVsock   = 19
+	TypeMem     = 24
+	TypePmem    = 27
 )
 
 // Device is what is behind a transport. It is idle until Activate; then it

@@ -34,11 +34,10 @@ const (
 )
 
 const (
-	deviceType = 5
-	queueSize  = 128
-	inflate    = 0
-	deflate    = 1
-	optional   = 2 // the first of those that there may be
+	queueSize = 128
+	inflate   = 0
+	deflate   = 1
+	optional  = 2 // the first of those that there may be
 	// pageSize is the unit of all numbers (5.5.6).
 	pageSize = memory.PageSize
 )
@@ -89,7 +88,7 @@ func New(o Options) *Device {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypeBalloon }
 
 // Features implements virtio.Device.
 func (d *Device) Features() uint64 {

@@ -42,7 +42,6 @@ const (
 )
 
 const (
-	deviceType = 2
 	// SectorSize is the unit of the protocol, whatever a disk's blocks are.
 	SectorSize = 512
 	queueSize  = 256
@@ -170,7 +169,7 @@ func (d *Device) Resized() error {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypeBlock }
 
 // Features implements virtio.Device.
 func (d *Device) Features() uint64 {

@@ -29,8 +29,7 @@ import (
 const FeatureInaccessible = 1 << 1
 
 const (
-	deviceType = 24
-	queueSize  = 64
+	queueSize = 64
 	// BlockSize is that of a block: of a huge page, which Linux asks for.
 	BlockSize = 2 << 20
 	// slack is how much more than is asked for is usable, for a driver whose
@@ -124,7 +123,7 @@ func (d *Device) Renew() {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypeMem }
 
 // Features implements virtio.Device.
 func (*Device) Features() uint64 { return FeatureInaccessible }

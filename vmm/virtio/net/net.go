@@ -57,7 +57,6 @@ const (
 )
 
 const (
-	deviceType  = 1
 	queueSize   = 256
 	controlSize = 64
 	maxPairs    = 64
@@ -123,7 +122,7 @@ func New(taps []*Tap, o Options) (*Device, error) {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypeNet }
 
 // Features implements virtio.Device.
 func (d *Device) Features() uint64 {

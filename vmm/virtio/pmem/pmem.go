@@ -15,8 +15,7 @@ import (
 )
 
 const (
-	deviceType = 27
-	queueSize  = 64
+	queueSize = 64
 	// Align is what a range must be a multiple of: Linux takes memory in
 	// sections of 128 MiB, and maps them by pages of 2 MiB.
 	Align = 2 << 20
@@ -45,7 +44,7 @@ func New(o Options) (*Device, error) {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypePmem }
 
 // Features implements virtio.Device.
 func (*Device) Features() uint64 { return 0 }

@@ -19,7 +19,7 @@ func New() *Device { return &Device{} }
 const most = 64 << 10
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return 4 }
+func (*Device) Type() uint16 { return virtio.TypeEntropy }
 
 // Features implements virtio.Device.
 func (*Device) Features() uint64 { return 0 }

@@ -29,7 +29,6 @@ import (
 const FeatureStream = 1 << 0
 
 const (
-	deviceType = 19
 	queueSize  = 256
 	eventSize  = 16
 	rxQueue    = 0
@@ -95,7 +94,7 @@ func (d *Device) Close() error {
 }
 
 // Type implements virtio.Device.
-func (*Device) Type() uint16 { return deviceType }
+func (*Device) Type() uint16 { return virtio.TypeVsock }
 
 // Features implements virtio.Device.
 func (*Device) Features() uint64 { return FeatureStream }
