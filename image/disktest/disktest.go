@@ -24,10 +24,6 @@ import (
 	"github.com/cleave-project/cleave/internal/sparse"
 )
 
-// Login is what the serial console shows when the system is up, unless
-// cloud-init has given it another name.
-const Login = "disktest login:"
-
 // Label is that of the root file system.
 const Label = "disktest"
 
