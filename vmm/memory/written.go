@@ -25,9 +25,6 @@ func (m *Memory) Track(on bool) {
 	m.written.Store(&maps)
 }
 
-// Tracking tells whether writes are noted.
-func (m *Memory) Tracking() bool { return m.written.Load() != nil }
-
 // Wrote notes that a piece of memory was written, as Slice returned it or a
 // part of that. All who write to one say so afterwards.
 func (m *Memory) Wrote(b []byte) {
