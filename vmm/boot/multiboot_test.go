@@ -26,21 +26,23 @@ func flat(n int, change func(words []uint32)) []byte {
 
 // elf32 is an ELF file with a Multiboot header in its one segment, whose
 // virtual address is above its physical one.
-func elf32(flags uint32) []byte {
+func elf32(flags uint32) []byte { return elf32At(0x200000, flags) }
+
+func elf32At(at, flags uint32) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 52+32)
 	copy(b, "\x7fELF\x01\x01\x01")
 	le.PutUint16(b[16:], 2)
 	le.PutUint16(b[18:], 3)
 	le.PutUint32(b[20:], 1)
-	le.PutUint32(b[24:], 0xc020000c) // entry
+	le.PutUint32(b[24:], 0xc000000c+at) // entry
 	le.PutUint32(b[28:], 52)
 	le.PutUint16(b[40:], 52)
 	le.PutUint16(b[42:], 32)
 	le.PutUint16(b[44:], 1)
 	le.PutUint16(b[46:], 40)
 	p := b[52:]
-	for i, v := range []uint32{1, uint32(len(b)), 0xc0200000, 0x200000, 16, 0x1000, 5, 4} {
+	for i, v := range []uint32{1, uint32(len(b)), 0xc0000000 + at, at, 16, 0x1000, 5, 4} {
 		le.PutUint32(p[4*i:], v)
 	}
 	sum := mbMagic + flags
@@ -57,6 +59,7 @@ func TestMultibootIsPlaced(t *testing.T) {
 	}{
 		"flat":                  {flat(64, nil), 0x200000 + 64 + 32},
 		"an ELF file":           {elf32(0), 0x20000c},
+		"one in the first MiB":  {elf32At(0x8000, 0), 0x800c},
 		"in the first MiB":      {flat(0, func(w []uint32) { w[3], w[4], w[6], w[7] = 0x8000, 0x8000, 0x10000, 0x8020 }), 0x8020},
 		"flat, without its end": {flat(0, func(w []uint32) { w[6] = 0 }), 0x200020},
 	} {
@@ -102,19 +105,20 @@ func TestMultibootThatCantBootIsRefused(t *testing.T) {
 		image []byte
 		want  string
 	}{
-		"a video mode":       {flat(0, func(w []uint32) { w[1] |= 4 }), "a video mode"},
-		"for the first MiB":  {flat(0, func(w []uint32) { w[4] = 0x1000 }), "is for 0x1000"},
-		"for the ROMs":       {flat(0, func(w []uint32) { w[3], w[4], w[6], w[7] = 0xe0000, 0xe0000, 0, 0xe0020 }), "is for 0xe0000"},
-		"into what is told":  {flat(0, func(w []uint32) { w[3], w[4], w[6], w[7] = 0x8000, 0x8000, 0x20001, 0x8020 }), "other things"},
-		"header before load": {flat(0, func(w []uint32) { w[3] = 0x1f0000 }), "its header"},
-		"more than there is": {flat(0, func(w []uint32) { w[5] = 0x400000 }), "has 36 bytes"},
-		"end before start":   {flat(0, func(w []uint32) { w[5] = 0x100000 }), "up to 0x100000"},
-		"memory before end":  {flat(0, func(w []uint32) { w[6] = 0x200004 }), "in what is loaded"},
-		"too little memory":  {flat(0, func(w []uint32) { w[6] = 0xfffffff0 }), "too little memory"},
-		"entry elsewhere":    {flat(0, func(w []uint32) { w[7] = 0xf0000000 }), "entry"},
-		"cut header":         {flat(0, nil)[:20], "cut"},
-		"of another file":    {flat(8192, nil), "no bootable"},
-		"an ELF for video":   {elf32(4), "a video mode"},
+		"a video mode":        {flat(0, func(w []uint32) { w[1] |= 4 }), "a video mode"},
+		"for the first MiB":   {flat(0, func(w []uint32) { w[4] = 0x1000 }), "is for 0x1000"},
+		"for the ROMs":        {flat(0, func(w []uint32) { w[3], w[4], w[6], w[7] = 0xe0000, 0xe0000, 0, 0xe0020 }), "is for 0xe0000"},
+		"into what is told":   {flat(0, func(w []uint32) { w[3], w[4], w[6], w[7] = 0x8000, 0x8000, 0x20001, 0x8020 }), "other things"},
+		"header before load":  {flat(0, func(w []uint32) { w[3] = 0x1f0000 }), "its header"},
+		"more than there is":  {flat(0, func(w []uint32) { w[5] = 0x400000 }), "has 36 bytes"},
+		"end before start":    {flat(0, func(w []uint32) { w[5] = 0x100000 }), "up to 0x100000"},
+		"memory before end":   {flat(0, func(w []uint32) { w[6] = 0x200004 }), "in what is loaded"},
+		"too little memory":   {flat(0, func(w []uint32) { w[6] = 0xfffffff0 }), "too little memory"},
+		"entry elsewhere":     {flat(0, func(w []uint32) { w[7] = 0xf0000000 }), "entry"},
+		"cut header":          {flat(0, nil)[:20], "cut"},
+		"of another file":     {flat(8192, nil), "no bootable"},
+		"an ELF for the ROMs": {elf32At(0xe0000, 0), "for 0xe0000"},
+		"an ELF for video":    {elf32(4), "a video mode"},
 	} {
 		if _, err := Load(ram(t, 64<<20), linux(c.image, "")); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v", name, err)

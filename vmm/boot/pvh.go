@@ -43,36 +43,22 @@ func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	entry, used := uint64(0), uint64(highAddr)
-	for _, p := range f.Progs {
-		switch p.Type {
-		case elf.PT_LOAD:
-			if p.Paddr < highAddr {
-				return nil, fmt.Errorf("the kernel has a segment of %d bytes for %#x", p.Memsz, p.Paddr)
-			}
-			if err := loadSegment(m, p); err != nil {
-				return nil, err
-			}
-			used = max(used, p.Paddr+p.Memsz)
-		case elf.PT_NOTE:
-			if p.Filesz > maxNotes {
-				return nil, fmt.Errorf("the kernel has %d bytes of notes", p.Filesz)
-			}
-			notes, err := io.ReadAll(p.Open())
-			if err != nil {
-				return nil, fmt.Errorf("read the kernel's notes: %w", err)
-			}
-			align := uint64(4)
-			if p.Align == 8 {
-				align = 8
-			}
-			if e, ok := physEntry(notes, align); ok {
-				entry = e
-			}
-		}
+	entry, err := findPhysEntry(f)
+	if err != nil {
+		return nil, err
 	}
-	if entry == 0 {
-		return nil, errNoPVH
+	used := uint64(highAddr)
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_LOAD {
+			continue
+		}
+		if p.Paddr < highAddr {
+			return nil, fmt.Errorf("the kernel has a segment of %d bytes for %#x", p.Memsz, p.Paddr)
+		}
+		if err := loadSegment(m, p); err != nil {
+			return nil, err
+		}
+		used = max(used, p.Paddr+p.Memsz)
 	}
 	if _, err := m.Slice(entry, 1); err != nil {
 		return nil, fmt.Errorf("the kernel's entry: %w", err)
@@ -85,6 +71,33 @@ func loadPVH(m *memory.Memory, l Linux) (*Entry, error) {
 		return nil, err
 	}
 	return &Entry{RIP: entry, RBX: startInfoAddr}, nil
+}
+
+// findPhysEntry looks for the entry in a file's notes.
+func findPhysEntry(f *elf.File) (entry uint64, err error) {
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_NOTE {
+			continue
+		}
+		if p.Filesz > maxNotes {
+			return 0, fmt.Errorf("the kernel has %d bytes of notes", p.Filesz)
+		}
+		notes, err := io.ReadAll(p.Open())
+		if err != nil {
+			return 0, fmt.Errorf("read the kernel's notes: %w", err)
+		}
+		align := uint64(4)
+		if p.Align == 8 {
+			align = 8
+		}
+		if e, ok := physEntry(notes, align); ok {
+			entry = e
+		}
+	}
+	if entry == 0 {
+		return 0, errNoPVH
+	}
+	return entry, nil
 }
 
 func loadSegment(m *memory.Memory, p *elf.Prog) error {
