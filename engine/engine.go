@@ -175,7 +175,9 @@ type Capabilities struct {
 
 // LeastMemory is less than which no guest of an architecture comes up with; 0
 // if there is no such bound.
-func (c Capabilities) LeastMemory(arch string) api.Bytes { return max(c.MinMemory, c.MinMemoryOf[arch]) }
+func (c Capabilities) LeastMemory(arch string) api.Bytes {
+	return max(c.MinMemory, c.MinMemoryOf[arch])
+}
 
 // Engine builds one kind of wall.
 type Engine interface {
