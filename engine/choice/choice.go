@@ -9,6 +9,7 @@ package choice
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 
 	"github.com/cleave-project/cleave/api"
@@ -40,6 +41,7 @@ type Engine struct {
 
 	mu     sync.Mutex
 	chosen map[string]Member // by guest
+	able   []string          // who can run guests here, as the last Probe found
 }
 
 var (
@@ -105,8 +107,16 @@ func (e *Engine) choose(id string, m Member) {
 	e.chosen[id] = m
 }
 
-// Name implements engine.Engine.
-func (e *Engine) Name() string { return e.last().Name() }
+// Name implements engine.Engine: those that can run guests on this host, the
+// preferred ones first.
+func (e *Engine) Name() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.able) == 0 {
+		return e.last().Name()
+	}
+	return strings.Join(e.able, ", ")
+}
 
 // Kind implements engine.Engine.
 func (e *Engine) Kind() api.Kind { return e.last().Kind() }
@@ -116,12 +126,22 @@ func (e *Engine) Kind() api.Kind { return e.last().Kind() }
 // counts. All add findings.
 func (e *Engine) Probe(ctx context.Context) (engine.Capabilities, []api.Finding) {
 	caps, findings := e.last().Probe(ctx)
+	lastCan, able := caps.Available, []string(nil)
 	for _, p := range e.preferred() {
 		c, more := p.Probe(ctx)
-		if findings = append(findings, more...); !caps.Available && c.Available {
+		if findings = append(findings, more...); !c.Available {
+			continue
+		}
+		if able = append(able, p.Name()); !caps.Available {
 			caps = c
 		}
 	}
+	if lastCan {
+		able = append(able, e.last().Name())
+	}
+	e.mu.Lock()
+	e.able = able
+	e.mu.Unlock()
 	return caps, findings
 }
 

@@ -206,15 +206,15 @@ func TestProbeIsThatOfWhoTakesAll(t *testing.T) {
 	e := open(t, all, small)
 	defer e.Close()
 	caps, findings := e.Probe(t.Context())
-	if caps.MaxCPUs != 7 || len(findings) != 2 {
-		t.Errorf("%+v, %v", caps, findings)
+	if caps.MaxCPUs != 7 || len(findings) != 2 || e.Name() != "small, all" {
+		t.Errorf("%s: %+v, %v", e.Name(), caps, findings)
 	}
 	all.caps.Available = false
-	if caps, _ = e.Probe(t.Context()); caps.MaxCPUs != 2 || !caps.Available {
-		t.Errorf("%+v", caps)
+	if caps, _ = e.Probe(t.Context()); caps.MaxCPUs != 2 || !caps.Available || e.Name() != "small" {
+		t.Errorf("%s: %+v", e.Name(), caps)
 	}
 	small.caps.Available = false
-	if caps, _ = e.Probe(t.Context()); caps.MaxCPUs != 7 {
-		t.Errorf("%+v", caps)
+	if caps, _ = e.Probe(t.Context()); caps.MaxCPUs != 7 || e.Name() != "all" {
+		t.Errorf("%s: %+v", e.Name(), caps)
 	}
 }
