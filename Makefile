@@ -8,10 +8,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X github.com/cleave-project/cleave/cli.Version=$(VERSION)"
 export CGO_ENABLED := 0
 
-.PHONY: help up down build agents appliance test quick long fuzz bench lint generate install uninstall clean
+.PHONY: help up down build agents appliance test quick long fuzz bench bench-vmm lint generate install uninstall clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## install what is missing, build, start the daemon and a guest behind each wall (root)
 	@script/up
@@ -48,6 +48,9 @@ fuzz: ## run each fuzz target for FUZZTIME (1m), of all packages or of those in 
 
 bench: build ## print figures, side by side with LXD and runc where installed (root)
 	go run ./internal/bench $(BENCH)
+
+bench-vmm: build ## print our monitor's figures beside QEMU's, in a host of the lab
+	go run ./internal/bench/vmm $(BENCH)
 
 lint: ## formatting and static checks
 	@script/lint
