@@ -134,6 +134,15 @@ func (c *counting) goOn(t *testing.T, last byte) {
 	c.more(t)
 }
 
+// generation is the number by which a guest tells that it is a clone.
+func generation(t *testing.T, m *Machine) (id [16]byte) {
+	t.Helper()
+	if err := m.memory.Read(id[:], generationAddr); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 func TestASnapshotGoesOnSeveralTimes(t *testing.T) {
 	said := make(signals)
 	c := start(t, newMachine(t, counter(), said, Device{"rng0", rng.New()}), said, 1)
@@ -165,10 +174,16 @@ func TestASnapshotGoesOnSeveralTimes(t *testing.T) {
 	if err := c.Save(snapshotFiles(t), SaveOptions{Changes: true}); err == nil {
 		t.Error("changes are saved that nobody noted")
 	}
+	generations := map[[16]byte]bool{generation(t, c.Machine): true}
 	c.stop()
 
 	for range 2 { // clones, each from the same files
 		r := restored(t, full)
+		if g := generation(t, r.Machine); generations[g] {
+			t.Errorf("generation %x is another's", g)
+		} else {
+			generations[g] = true
+		}
 		r.goOn(t, at)
 		r.stop()
 	}

@@ -29,7 +29,8 @@ inherited.
   --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
                                                            disk: a raw file, a partition, or a
                                                            qcow2 image
-  --net TAP[,name=N][,mac=M][,queues=N]                    tap device
+  --net TAP[,name=N][,mac=M][,queues=N]                    tap device; a guest that is restored keeps
+                                                           the address that it had
   --port FILE,name=N                                       line to programs in the guest: a socket
                                                            that listens, or a file
   --pmem FILE[,name=N]                                     file in its memory, to be read only
@@ -51,7 +52,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	s = &spec{}
 	var disks, nets, ports, pmem, restore list
-	kernel := flags.String("kernel", "", "bzImage, or ELF with an entry for PVH")
+	kernel := flags.String("kernel", "", "bzImage, ELF with an entry for PVH, or Multiboot image")
 	initrd := flags.String("initrd", "", "initramfs")
 	flags.StringVar(&s.Command, "command", "console=ttyS0", "kernel command line")
 	memory := flags.String("memory", "512MiB", "size of its memory")

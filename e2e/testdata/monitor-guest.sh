@@ -37,6 +37,8 @@ while :; do
 	echo $i >> /mnt/log || echo "guest: disk fails"
 	net=no; ping -c 1 -W 2 -q 10.99.0.1 > /dev/null && net=yes
 	hot=no; [ -e /sys/block/vdb ] && hot=$(head -c 5 /dev/vdb)
-	echo "tick-$i net-$net hot-$hot random-$(cat /proc/sys/kernel/random/uuid)"
+	# Whether the kernel knows of generations (CONFIG_VMGENID), and has drawn anew.
+	fork=unknown; [ -n "$(ls -d /sys/bus/*/drivers/vmgenid 2> /dev/null)" ] && fork=$(dmesg | grep -c "due to virtual machine fork")
+	echo "tick-$i net-$net hot-$hot fork-$fork random-$(cat /proc/sys/kernel/random/uuid)"
 	sleep 1
 done
