@@ -40,7 +40,17 @@ func Expect(sys *kvm.System, c Config, description []byte) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return assemble(sys, c, ram, d.CPUID)
+	m, err := assemble(sys, c, ram, d.CPUID)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range m.cpus {
+		if err := v.setTSC(d.TSCKHz); err != nil { // better now than while the guest stands still
+			m.Close()
+			return nil, fmt.Errorf("expect a guest: %w", err)
+		}
+	}
+	return m, nil
 }
 
 // Image is the memory of a machine that is expected.

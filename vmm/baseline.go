@@ -36,11 +36,16 @@ var (
 	leafX1a  = word{0xd, 1, 0}
 	leafExtC = word{0x80000001, 0, 2}
 	leafExtD = word{0x80000001, 0, 3}
+	leafExt7 = word{0x80000007, 0, 3}
 	leafExt8 = word{0x80000008, 0, 1}
 )
 
+// invariantTSC is the promise of leafExt7 that the time stamp counter keeps its
+// pace. No baseline has it: hosts of one level have others.
+const invariantTSC = 1 << 8
+
 // features are the words of which a baseline keeps only its own bits.
-var features = []word{leaf1c, leaf1d, leaf7b, leaf7c, leaf7d, leaf71a, leafX0a, leafX1a, leafExtC, leafExtD, leafExt8}
+var features = []word{leaf1c, leaf1d, leaf7b, leaf7c, leaf7d, leaf71a, leafX0a, leafX1a, leafExtC, leafExtD, leafExt7, leafExt8}
 
 // level is a baseline: what the processor must have, and what it keeps where
 // it is there, since programs don't ask for it but systems gain by it.

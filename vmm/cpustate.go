@@ -81,10 +81,8 @@ func (s *cpuState) check(xsave int) error {
 // APIC comes after the special registers, which have its base, and before the
 // MSRs, which have its deadline.
 func (c *vcpu) restore(s *cpuState) error {
-	if khz, err := c.cpu.TSCKHz(); err == nil && s.TSCKHz != 0 && khz != s.TSCKHz {
-		if err := c.cpu.SetTSCKHz(s.TSCKHz); err != nil {
-			return err
-		}
+	if err := c.setTSC(s.TSCKHz); err != nil {
+		return err
 	}
 	for _, set := range []func() error{
 		func() error { return c.cpu.SetMPState(s.MP) },
@@ -102,6 +100,23 @@ func (c *vcpu) restore(s *cpuState) error {
 		}
 	}
 	return nil
+}
+
+// setTSC has the time stamp counter run as it did on another host, in kHz; 0 is
+// for a pace that nobody knew. Where the processor can't scale its own, only a
+// guest goes on that was never promised a steady counter: it reads KVM's clock,
+// which tells it the host's pace.
+func (c *vcpu) setTSC(khz int) error {
+	now, err := c.cpu.TSCKHz()
+	if err != nil || khz == 0 || now == khz {
+		return nil
+	}
+	err = c.cpu.SetTSCKHz(khz)
+	if r := leafExt7.in(c.cpuid); err == nil || r == nil || *r&invariantTSC == 0 {
+		return nil
+	}
+	return fmt.Errorf("the guest's time stamp counter runs at %d kHz, this host's at %d, and its processor can't scale it (a guest with --cpu %s doesn't mind): %w",
+		khz, now, BaselineV2, err)
 }
 
 // writeMSRs writes registers. One that the kernel refuses must have its value

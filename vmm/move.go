@@ -26,6 +26,7 @@ type Description struct {
 	Pluggable uint64
 	CPUID     [][]kvm.CPUIDEntry // of each processor
 	Devices   []string
+	TSCKHz    int // 0 where the host has no stable one
 }
 
 // StartMove begins a move. End is to follow, unless Gone does.
@@ -57,6 +58,7 @@ func (v *Move) Description() ([]byte, error) {
 	for _, dev := range m.Devices() {
 		d.Devices = append(d.Devices, dev.Name)
 	}
+	d.TSCKHz, _ = m.cpus[0].cpu.TSCKHz()
 	return json.Marshal(&d)
 }
 

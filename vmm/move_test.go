@@ -3,6 +3,7 @@ package vmm
 import (
 	"testing"
 
+	"github.com/cleave-project/cleave/vmm/kvm"
 	"github.com/cleave-project/cleave/vmm/virtio/rng"
 )
 
@@ -67,5 +68,24 @@ func TestAGuestOnItsWayIsLeftAlone(t *testing.T) {
 			t.Errorf("%s: it arrives", name)
 		}
 		m.Close()
+	}
+}
+
+func TestOnlyAPromisedCounterKeepsAGuestFromHostsOfAnotherPace(t *testing.T) {
+	m := newMachine(t, counter(), make(signals))
+	c := m.cpus[0]
+	now, err := c.cpu.TSCKHz()
+	if err != nil {
+		t.Skipf("needs a time stamp counter whose pace is known: %v", err)
+	}
+	scales := c.cpu.SetTSCKHz(2*now) == nil
+	for _, promised := range []uint32{0, invariantTSC} {
+		c.cpuid = []kvm.CPUIDEntry{{Function: leafExt7.leaf, EDX: promised}}
+		if err := c.setTSC(3 * now); (err == nil) != (scales || promised == 0) {
+			t.Errorf("promised %#x, it can be scaled: %t: %v", promised, scales, err)
+		}
+	}
+	if err := c.setTSC(0); err != nil {
+		t.Errorf("a pace that nobody knew: %v", err)
 	}
 }
