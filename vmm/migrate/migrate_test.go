@@ -429,6 +429,20 @@ func TestAGuestThatWritesTooFastIsSlowedOrStays(t *testing.T) {
 	}
 }
 
+func TestAGuestThatWritesNowMoreAndNowLessIsNotFollowedForEver(t *testing.T) {
+	p := progress{least: 100}
+	for _, rest := range []int64{60, 30} {
+		if p.note(rest); p.little != 0 {
+			t.Errorf("%d left: %d rounds have gained little", rest, p.little)
+		}
+	}
+	for i, rest := range []int64{80, 30, 80, 30} {
+		if p.note(rest); p.little != i+1 {
+			t.Errorf("%d left: %d rounds have gained little, not %d", rest, p.little, i+1)
+		}
+	}
+}
+
 // slow carries 20 MB a second.
 type slow struct{ net.Conn }
 

@@ -10,8 +10,10 @@ import (
 
 // When rounds don't get shorter.
 const (
-	// A round that leaves more than this share of what it sent has gained
-	// little; after two of them the guest is throttled, by steps.
+	// A round that leaves more than this share of the least that one has left
+	// before has gained little; after two of them the guest is throttled, by
+	// steps. Compared with the round before alone, a guest that writes now more
+	// and now less would be followed for ever.
 	littleGain    = 0.7
 	throttleFirst = 20
 	throttleStep  = 10
@@ -42,7 +44,7 @@ func (s *sender) copy(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	little, rate := 0, 0.0
+	progress, rate := progress{least: left(list)}, 0.0
 	for first := true; ; first = false {
 		s.report.Phase, s.report.Left = "copying", left(list)
 		s.report.Round++
@@ -56,7 +58,6 @@ func (s *sender) copy(ctx context.Context) (err error) {
 		if took := time.Since(begin); sent > maxData || rate == 0 {
 			rate = max(float64(sent), 1) / max(took.Seconds(), 1e-6)
 		}
-		n := left(list)
 		if list, err = s.written(); err != nil {
 			return err
 		}
@@ -64,17 +65,27 @@ func (s *sender) copy(ctx context.Context) (err error) {
 		if time.Duration(float64(rest)/rate*float64(time.Second)) <= s.o.Downtime {
 			return s.switchOver(ctx, list, detach)
 		}
-		if float64(rest) <= littleGain*float64(n) {
-			little = 0
+		if progress.note(rest); progress.little < 2 {
 			continue
 		}
-		if little++; little < 2 {
-			continue
-		}
-		if err := s.slower(little, rest, rate); err != nil {
+		if err := s.slower(progress.little, rest, rate); err != nil {
 			return err
 		}
 	}
+}
+
+// progress is what rounds have gained.
+type progress struct {
+	least  int64 // bytes that one has left
+	little int   // how many rounds in a row have gained little
+}
+
+func (p *progress) note(rest int64) {
+	if float64(rest) > littleGain*float64(p.least) {
+		p.little++
+		return
+	}
+	p.least, p.little = rest, 0
 }
 
 // slower throttles the guest by a step, or gives up.
