@@ -125,6 +125,10 @@ func (s *InstanceSpec) validateProcess() error {
 	return nil
 }
 
+// minPIDs is how many processes and threads a guest may have at the least: its
+// agent has up to 10 threads, and needs a process for each command.
+const minPIDs = 16
+
 // Validate checks that the limits make sense together.
 func (r *Resources) Validate() error {
 	switch {
@@ -138,8 +142,8 @@ func (r *Resources) Validate() error {
 		return invalid("spec.resources.memorySoft", "the soft limit %s is over the limit %s", r.MemorySoft, r.Memory)
 	case r.Swap < 0 || (r.Swap > 0 && r.Memory == 0):
 		return invalid("spec.resources.swap", "a swap limit needs a memory limit").WithHint("set memory too")
-	case r.PIDs < 0:
-		return invalid("spec.resources.pids", "%d processes can't be allowed", r.PIDs)
+	case r.PIDs != 0 && r.PIDs < minPIDs:
+		return invalid("spec.resources.pids", "%d processes and threads are too few: %d are the least, of which the guest's agent takes ten", r.PIDs, minPIDs)
 	case min(r.DiskRead, r.DiskWrite, r.NetIn, r.NetOut) < 0 || min(r.DiskReadIO, r.DiskWriteO) < 0:
 		return invalid("spec.resources", "a rate is negative")
 	}

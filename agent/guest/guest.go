@@ -20,7 +20,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -99,11 +101,34 @@ func prepareSelf() error {
 		}
 	}
 	debug.SetGCPercent(gcPercent)
+	spareThreads()
 	unix.Umask(0o022)
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return errnoError(err, "starting the agent: keeping its descriptors from the guest (close_range, since Linux 5.11)")
 	}
 	return nil
+}
+
+// spare is how many threads are kept for later.
+const spare = 2
+
+// spareThreads makes threads that Go's runtime keeps. It ends the process when
+// it needs one more than there is room for, and a fork bomb leaves none: the
+// guest would end with its agent.
+func spareThreads() {
+	var made sync.WaitGroup
+	keep := make(chan struct{})
+	for range spare {
+		made.Add(1)
+		go func() {
+			runtime.LockOSThread()
+			made.Done()
+			<-keep
+			runtime.UnlockOSThread() // else it would end with the goroutine
+		}()
+	}
+	made.Wait()
+	close(keep)
 }
 
 func startMain(p Process, r *reaper) (*child, error) {
