@@ -103,15 +103,7 @@ func (s *session) save(ctx context.Context, c *qmp.Client, f *os.File, path stri
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return machine.PutInPlace(f, path)
 }
 
 func migrationEvents(ctx context.Context, c *qmp.Client) error {

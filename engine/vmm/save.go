@@ -92,15 +92,7 @@ func save(ctx context.Context, c *control.Client, g *machine.Guest, path string)
 	if err := finish(f, state); err != nil {
 		return fmt.Errorf("save the memory of guest %s: %w", g.ID, err)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return machine.PutInPlace(f, path)
 }
 
 // finish puts the state behind the memory, and all on the disk.
