@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -86,88 +87,51 @@ func (s *spec) file(n int) (*os.File, error) {
 // config is the spec with its files.
 func (s *spec) config() (*monitor.Config, error) {
 	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, MaxMemory: s.Max, HugePages: s.Huge, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
-	var err error
-	for _, f := range []struct {
-		n  int
-		to **os.File
-	}{{s.Kernel, &c.Kernel}, {s.Initrd, &c.Initrd}} {
-		if f.n == 0 {
-			continue
-		}
-		if *f.to, err = s.file(f.n); err != nil {
-			return nil, err
-		}
+	var errs []error
+	file := func(n int) *os.File {
+		f, err := s.file(n)
+		errs = append(errs, err)
+		return f
 	}
-	for _, d := range s.Disks {
-		f, err := s.file(d.File)
-		if err != nil {
-			return nil, err
+	optional := func(n int) *os.File {
+		if n == 0 {
+			return nil
 		}
-		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: f})
+		return file(n)
+	}
+	c.Kernel, c.Initrd = optional(s.Kernel), optional(s.Initrd)
+	for _, d := range s.Disks {
+		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: file(d.File)})
 	}
 	for _, n := range s.Nets {
 		port := monitor.Net{Net: n.Net}
 		for _, i := range n.Files {
-			f, err := s.file(i)
-			if err != nil {
-				return nil, err
-			}
-			port.Files = append(port.Files, f)
+			port.Files = append(port.Files, file(i))
 		}
 		c.Nets = append(c.Nets, port)
 	}
 	for _, p := range s.Ports {
-		f, err := s.file(p.File)
-		if err != nil {
-			return nil, err
-		}
-		c.Ports = append(c.Ports, monitor.Port{Name: p.Name, File: f})
+		c.Ports = append(c.Ports, monitor.Port{Name: p.Name, File: file(p.File)})
 	}
 	for _, p := range s.Pmem {
-		f, err := s.file(p.File)
-		if err != nil {
-			return nil, err
-		}
-		c.Pmem = append(c.Pmem, monitor.Pmem{Name: p.Name, File: f})
-	}
-	if s.Incoming != nil {
-		if c.Incoming, err = s.Incoming.config(s); err != nil {
-			return nil, err
-		}
+		c.Pmem = append(c.Pmem, monitor.Pmem{Name: p.Name, File: file(p.File)})
 	}
 	for _, r := range s.Restore {
-		state, err := s.file(r[0])
-		if err != nil {
-			return nil, err
-		}
-		memory, err := s.file(r[1])
-		if err != nil {
-			return nil, err
-		}
-		c.Restore = append(c.Restore, vmm.Files{State: state, Memory: memory})
+		c.Restore = append(c.Restore, vmm.Files{State: file(r[0]), Memory: file(r[1])})
 	}
 	if v := s.Vsock; v != nil {
-		c.Vsock = &monitor.Vsock{CID: v.CID}
-		for _, f := range []struct {
-			n  int
-			to **os.File
-		}{{v.Listener, &c.Vsock.Listener}, {v.Dial, &c.Vsock.Dial}} {
-			if f.n == 0 {
-				continue
-			}
-			if *f.to, err = s.file(f.n); err != nil {
-				return nil, err
-			}
-		}
+		c.Vsock = &monitor.Vsock{CID: v.CID, Listener: optional(v.Listener), Dial: optional(v.Dial)}
 	}
-	if s.Control != 0 {
-		f, err := s.file(s.Control)
-		if err != nil {
-			return nil, err
-		}
-		if c.Control, err = listener(f); err != nil {
-			return nil, err
-		}
+	socket := optional(s.Control)
+	err := errors.Join(errs...)
+	if err == nil && s.Incoming != nil {
+		c.Incoming, err = s.Incoming.config(s)
+	}
+	if err == nil && socket != nil {
+		c.Control, err = listener(socket)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return c, nil
 }
