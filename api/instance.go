@@ -123,7 +123,7 @@ type Resources struct {
 	Memory     Bytes   `json:"memory,omitempty" minimum:"0" doc:"Hard limit in bytes. Of a machine its RAM: 256 MiB if empty, 512 MiB for a system guest, 1 GiB for a system of its own"`
 	MemorySoft Bytes   `json:"memorySoft,omitempty" minimum:"0" doc:"Under host pressure it is pushed back to this"`
 	Swap       Bytes   `json:"swap,omitempty" minimum:"0" doc:"Swap beyond memory; none if empty"`
-	PIDs       int64   `json:"pids,omitempty" minimum:"0" doc:"Processes and threads; 4096 if empty (32768 for a system guest). In a system of its own nobody counts them"`
+	PIDs       int64   `json:"pids,omitempty" minimum:"0" doc:"Processes and threads, 16 at least; 4096 if empty (32768 for a system guest). In a system of its own nobody counts them"`
 	DiskRead   Bytes   `json:"diskRead,omitempty" minimum:"0" doc:"Bytes per second"`
 	DiskWrite  Bytes   `json:"diskWrite,omitempty" minimum:"0" doc:"Bytes per second"`
 	DiskReadIO int64   `json:"diskReadOps,omitempty" minimum:"0" doc:"Operations per second"`
