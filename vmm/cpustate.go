@@ -26,7 +26,7 @@ type cpuState struct {
 // save reads a processor that is out of the guest. How it stands among the
 // others comes first, since asking for that takes up what is on its way.
 func (c *vcpu) save(vm *kvm.VM, msrs []uint32) (*cpuState, error) {
-	s := &cpuState{CPUID: c.cpuid, XSAVE: make([]byte, vm.XSAVESize())}
+	s := &cpuState{CPUID: c.cpuid, XSAVE: make([]byte, vm.XSAVESize()), TSCKHz: c.tscKHz}
 	var lapic kvm.LAPIC
 	var errs [9]error
 	s.MP, errs[0] = c.cpu.MPState()
@@ -39,7 +39,6 @@ func (c *vcpu) save(vm *kvm.VM, msrs []uint32) (*cpuState, error) {
 	s.MSRs, errs[7] = readMSRs(c.cpu, msrs)
 	s.Events, errs[8] = c.cpu.Events()
 	s.LAPIC = lapic[:]
-	s.TSCKHz, _ = c.cpu.TSCKHz() // 0 where the host has no stable one
 	return s, errors.Join(errs[:]...)
 }
 
@@ -107,16 +106,19 @@ func (c *vcpu) restore(s *cpuState) error {
 // guest goes on that was never promised a steady counter: it reads KVM's clock,
 // which tells it the host's pace.
 func (c *vcpu) setTSC(khz int) error {
-	now, err := c.cpu.TSCKHz()
-	if err != nil || khz == 0 || now == khz {
+	if khz == 0 || c.tscKHz == 0 || c.tscKHz == khz {
 		return nil
 	}
-	err = c.cpu.SetTSCKHz(khz)
-	if r := leafExt7.in(c.cpuid); err == nil || r == nil || *r&invariantTSC == 0 {
+	err := c.cpu.SetTSCKHz(khz)
+	if err == nil {
+		c.tscKHz = khz
+		return nil
+	}
+	if r := leafExt7.in(c.cpuid); r == nil || *r&invariantTSC == 0 {
 		return nil
 	}
 	return fmt.Errorf("the guest's time stamp counter runs at %d kHz, this host's at %d, and its processor can't scale it (a guest with --cpu %s doesn't mind): %w",
-		khz, now, BaselineV2, err)
+		khz, c.tscKHz, BaselineV2, err)
 }
 
 // writeMSRs writes registers. One that the kernel refuses must have its value

@@ -51,14 +51,13 @@ func (m *Machine) StartMove() (*Move, error) {
 // Description implements migrate.Guest.
 func (v *Move) Description() ([]byte, error) {
 	m := v.machine
-	d := Description{Version: stateVersion, Memory: m.memory.Size(), Pluggable: m.memory.FileSize() - m.memory.Size()}
+	d := Description{Version: stateVersion, Memory: m.memory.Size(), Pluggable: m.memory.FileSize() - m.memory.Size(), TSCKHz: m.cpus[0].tscKHz}
 	for _, c := range m.cpus {
 		d.CPUID = append(d.CPUID, c.cpuid)
 	}
 	for _, dev := range m.Devices() {
 		d.Devices = append(d.Devices, dev.Name)
 	}
-	d.TSCKHz, _ = m.cpus[0].cpu.TSCKHz()
 	return json.Marshal(&d)
 }
 

@@ -16,6 +16,9 @@ type vcpu struct {
 	machine *Machine
 	cpu     *kvm.VCPU
 	cpuid   []kvm.CPUIDEntry
+	// tscKHz is the pace of its time stamp counter, 0 where the host has no
+	// stable one. KVM tells it only while the processor is out of the guest.
+	tscKHz int
 
 	mu     sync.Mutex
 	thread int // 0 while there is none
@@ -36,7 +39,9 @@ func (m *Machine) addCPUs(cpuid [][]kvm.CPUIDEntry) error {
 		if err != nil {
 			return err
 		}
-		m.cpus = append(m.cpus, &vcpu{machine: m, cpu: c, cpuid: leaves})
+		v := &vcpu{machine: m, cpu: c, cpuid: leaves}
+		v.tscKHz, _ = c.TSCKHz()
+		m.cpus = append(m.cpus, v)
 		if err := c.SetCPUID(leaves); err != nil {
 			return err
 		}
