@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cleave-project/cleave/lab"
 )
 
@@ -25,6 +27,9 @@ var migrateGuest string
 
 // movesVariable says how often a guest moves in TestGuestMovesUnderLoad.
 const movesVariable = "CLEAVE_TEST_MOVES"
+
+// movePatience is how long a step of a move may take, less than lab.Silence.
+const movePatience = 3 * time.Minute
 
 // TestGuestMovesUnderLoad moves a guest of a stock kernel back and forth between
 // monitors of one host, while it writes sequence numbers to its memory, its
@@ -97,16 +102,25 @@ func TestGuestMovesUnderLoadInside(t *testing.T) {
 		t.Fatal("no tap")
 		return nil
 	}
+	// stuck has a monitor tell what it does, and the test end.
+	stuck := func(c *exec.Cmd, i int, what string) {
+		t.Helper()
+		state, _ := exec.Command("timeout", "20", "/lab/cleave-vmm", "control", socket(i), "migration").CombinedOutput()
+		_ = c.Process.Signal(unix.SIGQUIT)
+		_ = c.Wait()
+		t.Fatalf("%s: %s", what, state)
+	}
 	at := begin(0, "--kernel", "/lab/kernel", "--initrd", "/lab/initrd", "--command", "console=ttyS0 quiet panic=-1")
+	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(movePatience))
 	conn, err := l.Accept()
 	if err != nil {
-		t.Fatal(err)
+		stuck(at, 0, "no guest connects")
 	}
 	lines := bufio.NewScanner(conn)
 	last := 0
 	more := func(n int) {
 		t.Helper()
-		_ = conn.SetReadDeadline(time.Now().Add(3 * time.Minute))
+		_ = conn.SetReadDeadline(time.Now().Add(movePatience))
 		for range n {
 			if !lines.Scan() {
 				t.Fatalf("the guest says nothing behind %d: %v", last, lines.Err())
@@ -120,14 +134,19 @@ func TestGuestMovesUnderLoadInside(t *testing.T) {
 	var downtimes, totals []time.Duration
 	for i := range moves {
 		next := begin(i+1, "--incoming", place(i+1))
-		out := runInHost(t, "/lab/cleave-vmm", "control", socket(i), "migrate", place(i+1))
+		hung, cancel := context.WithTimeout(ctx, movePatience)
+		out, err := exec.CommandContext(hung, "/lab/cleave-vmm", "control", socket(i), "migrate", place(i+1)).CombinedOutput()
+		cancel()
+		if err != nil {
+			stuck(at, i, fmt.Sprintf("move %d: %v: %s", i+1, err, out))
+		}
 		var m struct {
 			State           string
 			Round, Throttle int
 			Sent            int64
 			Downtime, Total time.Duration
 		}
-		if err := json.Unmarshal([]byte(out), &m); err != nil || m.State != "gone" {
+		if err := json.Unmarshal(out, &m); err != nil || m.State != "gone" {
 			t.Fatalf("%v: %s", err, out)
 		}
 		t.Logf("move %d: %+v", i+1, m)
