@@ -38,11 +38,7 @@ func TestGuestMovesUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a host")
 	}
-	busybox, err := os.ReadFile("../bin/busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	kernel, initrd := lab.Guest(t, map[string][]byte{"init": []byte(migrateGuest), "bin/busybox": busybox})
+	kernel, initrd := migrateParts(t)
 	h := lab.Hosts(t, 1, lab.KVM, lab.CPUs(2), lab.Memory(1<<30), lab.File("kernel", kernel), lab.File("initrd", initrd),
 		lab.File("cleave-vmm", "../bin/cleave-vmm"))[0]
 	var env []string
@@ -50,6 +46,24 @@ func TestGuestMovesUnderLoad(t *testing.T) {
 		env = append(env, movesVariable+"="+n)
 	}
 	lab.Run(t, h, TestGuestMovesUnderLoadInside, env...)
+}
+
+// migrateParts are the kernel and the initramfs of a guest that moves.
+func migrateParts(t *testing.T) (kernel, initrd string) {
+	t.Helper()
+	busybox, err := os.ReadFile("../bin/busybox")
+	if err != nil {
+		t.Skip(err)
+	}
+	return lab.Guest(t, map[string][]byte{"init": []byte(migrateGuest), "bin/busybox": busybox})
+}
+
+// migrateReport is what a monitor says of a move.
+type migrateReport struct {
+	State, Phase    string
+	Round, Throttle int
+	Sent            int64
+	Downtime, Total time.Duration
 }
 
 // runInHost runs a program of the host.
@@ -140,12 +154,7 @@ func TestGuestMovesUnderLoadInside(t *testing.T) {
 		if err != nil {
 			stuck(at, i, fmt.Sprintf("move %d: %v: %s", i+1, err, out))
 		}
-		var m struct {
-			State           string
-			Round, Throttle int
-			Sent            int64
-			Downtime, Total time.Duration
-		}
+		var m migrateReport
 		if err := json.Unmarshal(out, &m); err != nil || m.State != "gone" {
 			t.Fatalf("%v: %s", err, out)
 		}
