@@ -29,6 +29,10 @@ func TestGuestMovesBetweenHosts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots two hosts")
 	}
+	lab.Again(t, guestMovesBetweenHosts)
+}
+
+func guestMovesBetweenHosts(t testing.TB) {
 	m := newMoving(t)
 	m.begin(0, "--kernel /lab/kernel --initrd /lab/initrd --command 'console=ttyS0 quiet panic=-1'")
 	m.said(5)
@@ -49,12 +53,12 @@ func TestGuestMovesBetweenHosts(t *testing.T) {
 // moving are two hosts, of which each can have the guest. It says numbers to a
 // program of h1, from wherever it is.
 type moving struct {
-	t     *testing.T
+	t     testing.TB
 	lab   *lab.Lab
 	hosts []*lab.Host
 }
 
-func newMoving(t *testing.T) *moving {
+func newMoving(t testing.TB) *moving {
 	t.Helper()
 	kernel, initrd := migrateParts(t)
 	cert, key := ownCertificate(t, "h1", "h2")
@@ -220,7 +224,7 @@ func (m *moving) report(said string) (r migrateReport) {
 }
 
 // ownCertificate makes a certificate that has signed itself, and its key.
-func ownCertificate(t *testing.T, names ...string) (cert, key string) {
+func ownCertificate(t testing.TB, names ...string) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

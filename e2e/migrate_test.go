@@ -38,6 +38,10 @@ func TestGuestMovesUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a host")
 	}
+	lab.Again(t, guestMovesUnderLoad)
+}
+
+func guestMovesUnderLoad(t testing.TB) {
 	kernel, initrd := migrateParts(t)
 	h := lab.Hosts(t, 1, lab.KVM, lab.CPUs(2), lab.Memory(1<<30), lab.File("kernel", kernel), lab.File("initrd", initrd),
 		lab.File("cleave-vmm", "../bin/cleave-vmm"))[0]
@@ -49,7 +53,7 @@ func TestGuestMovesUnderLoad(t *testing.T) {
 }
 
 // migrateParts are the kernel and the initramfs of a guest that moves.
-func migrateParts(t *testing.T) (kernel, initrd string) {
+func migrateParts(t testing.TB) (kernel, initrd string) {
 	t.Helper()
 	busybox, err := os.ReadFile("../bin/busybox")
 	if err != nil {

@@ -1,0 +1,55 @@
+package lab
+
+import (
+	"runtime"
+	"testing"
+)
+
+// outer notes whether a test failed that isn't meant to fail this one.
+type outer struct {
+	testing.TB
+	failed bool
+}
+
+func (o *outer) FailNow() {
+	o.failed = true
+	runtime.Goexit()
+}
+
+func TestOnlyWhatAnEmulatedProcessorLostIsTriedAgain(t *testing.T) {
+	const lost = "h1: cleave-vmm: the guest's processor gave up (triple fault): vCPU 0"
+	for name, c := range map[string]struct {
+		emulated bool
+		says     []string // by each try, which fails behind it; "" passes
+		tries    int
+		failed   bool
+	}{
+		"passes":                    {true, []string{""}, 1, false},
+		"lost once":                 {true, []string{lost, ""}, 2, false},
+		"lost twice":                {true, []string{lost, lost}, 2, true},
+		"lost, then another reason": {true, []string{lost, "a number is missing"}, 2, true},
+		"another reason":            {true, []string{"a number is missing", ""}, 1, true},
+		"lost on hardware":          {false, []string{lost, ""}, 1, true},
+	} {
+		o := &outer{TB: t}
+		tries, cleaned := 0, 0
+		half := func(t testing.TB) {
+			t.Cleanup(func() { cleaned++ })
+			says := c.says[tries]
+			tries++
+			if says != "" {
+				t.Log(says)
+				t.Fatal("it fails")
+			}
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			again(o, c.emulated, half)
+		}()
+		<-done
+		if tries != c.tries || o.failed != c.failed || cleaned != tries {
+			t.Errorf("%s: %d tries, of which %d were cleaned up behind; failed: %t", name, tries, cleaned, o.failed)
+		}
+	}
+}
