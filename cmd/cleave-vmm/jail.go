@@ -63,7 +63,7 @@ func jailed(s *spec) (int, error) {
 	}
 	defer raw()()
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, unix.SIGTERM)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGQUIT) // at the latter it tells what each part of it does
 	defer signal.Stop(signals)
 	done := make(chan struct{})
 	defer close(done)
