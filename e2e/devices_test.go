@@ -37,6 +37,10 @@ func TestMonitorsDevicesInAGuest(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skipf("needs a program: %v", err)
 	}
+	lab.Again(t, monitorsDevices)
+}
+
+func monitorsDevices(t testing.TB) {
 	dir := t.TempDir()
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
@@ -54,7 +58,7 @@ func TestMonitorsDevicesInAGuest(t *testing.T) {
 }
 
 // devicesGuestFiles are what the guests boot.
-func devicesGuestFiles(t *testing.T, dir, bin string) (kernel, initrd string) {
+func devicesGuestFiles(t testing.TB, dir, bin string) (kernel, initrd string) {
 	t.Helper()
 	peer := filepath.Join(dir, "peer")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", peer, "./peer")

@@ -16,8 +16,8 @@ func (o *outer) FailNow() {
 	runtime.Goexit()
 }
 
-func TestOnlyWhatAnEmulatedProcessorLostIsTriedAgain(t *testing.T) {
-	const lost = "h1: cleave-vmm: the guest's processor gave up (triple fault): vCPU 0"
+func TestOnlyWhatAnEmulatedHostLostIsTriedAgain(t *testing.T) {
+	const gaveUp = "h1: cleave-vmm: the guest's processor gave up (triple fault): vCPU 0"
 	for name, c := range map[string]struct {
 		emulated bool
 		says     []string // by each try, which fails behind it; "" passes
@@ -25,11 +25,12 @@ func TestOnlyWhatAnEmulatedProcessorLostIsTriedAgain(t *testing.T) {
 		failed   bool
 	}{
 		"passes":                    {true, []string{""}, 1, false},
-		"lost once":                 {true, []string{lost, ""}, 2, false},
-		"lost twice":                {true, []string{lost, lost}, 2, true},
-		"lost, then another reason": {true, []string{lost, "a number is missing"}, 2, true},
+		"lost once":                 {true, []string{gaveUp, ""}, 2, false},
+		"without its agent":         {true, []string{"host h1: executing /lab/test in the guest: the connection ended; see whether the instance is still running", ""}, 2, false},
+		"lost twice":                {true, []string{gaveUp, gaveUp}, 2, true},
+		"lost, then another reason": {true, []string{gaveUp, "a number is missing"}, 2, true},
 		"another reason":            {true, []string{"a number is missing", ""}, 1, true},
-		"lost on hardware":          {false, []string{lost, ""}, 1, true},
+		"lost on hardware":          {false, []string{gaveUp, ""}, 1, true},
 	} {
 		o := &outer{TB: t}
 		tries, cleaned := 0, 0
