@@ -16,10 +16,10 @@ var lost = []string{"(triple fault)", "the connection ended; see whether the ins
 
 // Again runs a test, and once more if it failed and a host whose processors are
 // emulated lost a guest's processor or its agent. QEMU's emulation of nested SVM
-// (7.2) loses a guest every hundred migrations or so: the registers that KVM
-// finds in the guest's control block at its shutdown are the host's own, with
-// the host's page tables and the instruction behind VMRUN, which nothing in the
-// host could put there. That a host lost its agent was seen once, and not why.
+// (7.2) loses a guest every fifty migrations or so: KVM reports a shutdown, and
+// where its control block was read it held the host's own registers, with the
+// host's page tables and the instruction behind VMRUN, which nothing in the host
+// could put there. That a host lost its agent was seen once, and not why.
 // On hardware there is one try.
 func Again(t testing.TB, f func(testing.TB)) {
 	t.Helper()
@@ -64,9 +64,10 @@ func try(t testing.TB, f func(testing.TB)) *attempt {
 	return a
 }
 
+// cleanUp does the last first, and the others too when one of them gives up.
 func (a *attempt) cleanUp() {
-	for _, f := range slices.Backward(a.cleanups) {
-		f()
+	for _, f := range a.cleanups {
+		defer f()
 	}
 }
 
