@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -123,7 +123,7 @@ func (s *spec) config() (*monitor.Config, error) {
 		c.Vsock = &monitor.Vsock{CID: v.CID, Listener: optional(v.Listener), Dial: optional(v.Dial)}
 	}
 	socket := optional(s.Control)
-	err := errors.Join(errs...)
+	err := cmp.Or(errs...) // the first
 	if err == nil && s.Incoming != nil {
 		c.Incoming, err = s.Incoming.config(s)
 	}
