@@ -109,7 +109,7 @@ func TestOnlyAPromisedCounterKeepsAGuestFromHostsOfAnotherPace(t *testing.T) {
 	}
 	scales := c.cpu.SetTSCKHz(2*now) == nil
 	for _, promised := range []uint32{0, invariantTSC} {
-		c.cpuid = []kvm.CPUIDEntry{{Function: leafExt7.leaf, EDX: promised}}
+		c.tscKHz, c.cpuid = now, []kvm.CPUIDEntry{{Function: leafExt7.leaf, EDX: promised}}
 		if err := c.setTSC(3 * now); (err == nil) != (scales || promised == 0) {
 			t.Errorf("promised %#x, it can be scaled: %t: %v", promised, scales, err)
 		}

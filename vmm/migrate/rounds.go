@@ -44,7 +44,7 @@ func (s *sender) copy(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	progress, rate := progress{least: left(list)}, 0.0
+	gained, rate := progress{least: left(list)}, 0.0
 	for first := true; ; first = false {
 		s.report.Phase, s.report.Left = "copying", left(list)
 		s.report.Round++
@@ -65,10 +65,10 @@ func (s *sender) copy(ctx context.Context) (err error) {
 		if time.Duration(float64(rest)/rate*float64(time.Second)) <= s.o.Downtime {
 			return s.switchOver(ctx, list, detach)
 		}
-		if progress.note(rest); progress.little < 2 {
+		if gained.note(rest); gained.little < 2 {
 			continue
 		}
-		if err := s.slower(progress.little, rest, rate); err != nil {
+		if err := s.slower(gained.little, rest, rate); err != nil {
 			return err
 		}
 	}
