@@ -132,7 +132,7 @@ func TestGuestMovesUnderLoadInside(t *testing.T) {
 	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(movePatience))
 	conn, err := l.Accept()
 	if err != nil {
-		stuck(at, 0, "no guest connects")
+		stuck(at, 0, fmt.Sprintf("no guest connects: %v", err))
 	}
 	lines := bufio.NewScanner(conn)
 	last := 0
