@@ -143,6 +143,11 @@ func (r *receiver) rounds() (state []byte, err error) {
 		if err := pick(errs); err != nil {
 			return nil, err
 		}
+		for _, s := range r.sinks {
+			if err := s.Flush(); err != nil {
+				return nil, errors.Join(errPlace, err)
+			}
+		}
 		if err := r.streams[0].send(head{kind: kindSynced, offset: round}, nil); err != nil {
 			return nil, err
 		}

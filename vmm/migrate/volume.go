@@ -29,6 +29,9 @@ type Sink interface {
 	io.WriterAt
 	// Zero makes a part of it zero.
 	Zero(off, n int64) error
+	// Flush returns when all that was written stays, whatever the host's fate:
+	// after each round, so that the last one's takes little of the downtime.
+	Flush() error
 }
 
 // Guest is a machine that may leave. Its methods are called one after the
