@@ -20,6 +20,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -103,8 +104,7 @@ type Options struct {
 	// Queues is 1 if it is 0.
 	Queues int
 	// Limits may be nil.
-	Limits  *ratelimit.Limiter
-	Tracker Tracker
+	Limits *ratelimit.Limiter
 }
 
 // Device is a block device.
@@ -115,6 +115,8 @@ type Device struct {
 	sectors   atomic.Uint64
 	writeback atomic.Bool // cache mode, as the driver has set it
 	metrics   metrics
+
+	trackers atomic.Pointer[[]Tracker] // nil for none
 
 	mu      sync.Mutex
 	queues  []*queue // at work
@@ -138,6 +140,35 @@ func New(disk Disk, o Options) (*Device, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// Track has t hear of changes from now on: also of those that have begun, when
+// they end.
+func (d *Device) Track(t Tracker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []Tracker
+	if old := d.trackers.Load(); old != nil {
+		list = slices.Clone(*old)
+	}
+	list = append(list, t)
+	d.trackers.Store(&list)
+}
+
+// Untrack ends what Track began. A change that is about to be told still may
+// be.
+func (d *Device) Untrack(t Tracker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.trackers.Load()
+	if old == nil {
+		return
+	}
+	list := slices.DeleteFunc(slices.Clone(*old), func(o Tracker) bool { return o == t })
+	d.trackers.Store(&list)
+	if len(list) == 0 {
+		d.trackers.Store(nil)
+	}
 }
 
 // measure reads the disk's size.

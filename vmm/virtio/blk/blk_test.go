@@ -489,7 +489,13 @@ func (c *changes) Change(off, n int64) {
 func TestChangesAreTracked(t *testing.T) {
 	disk, _ := openDisk(t, diskSize, 0)
 	c := &changes{of: map[[2]int64]int{}}
-	q := plug(t, newDevice(t, disk, blk.Options{Tracker: c})).Queues[0]
+	ended := &changes{of: map[[2]int64]int{}}
+	d := newDevice(t, disk, blk.Options{})
+	q := plug(t, d).Queues[0]
+	write(q, 0, pattern(4096, 1)) // before anybody is told
+	d.Track(ended)
+	d.Track(c)
+	d.Untrack(ended)
 	read(q, 0, 4096)
 	flush(q)
 	write(q, 8, pattern(4096, 1))
@@ -502,6 +508,9 @@ func TestChangesAreTracked(t *testing.T) {
 			t.Errorf("%d bytes at %d were told %d times", want[1], want[0], c.of[want])
 		}
 		delete(c.of, want)
+	}
+	if len(ended.of) != 0 {
+		t.Errorf("who had ended it is told: %v", ended.of)
 	}
 	if len(c.of) != 0 {
 		t.Errorf("what never changed was told: %v", c.of)

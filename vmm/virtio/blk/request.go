@@ -221,8 +221,10 @@ func (d *Device) erase(r *request) error {
 }
 
 func (d *Device) change(off, n int64) {
-	if d.options.Tracker != nil {
-		d.options.Tracker.Change(off, n)
+	if list := d.trackers.Load(); list != nil {
+		for _, t := range *list {
+			t.Change(off, n)
+		}
 	}
 }
 
