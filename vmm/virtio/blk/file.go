@@ -259,6 +259,28 @@ func copyPieces(pieces [][]byte, at int, b []byte, into bool) {
 	}
 }
 
+// Data finds the first part from an offset on that may be other than zero, in
+// bytes; without one from is the disk's size.
+func (d *File) Data(off int64) (from, end int64, err error) {
+	size, err := d.Size()
+	if err != nil || off >= size {
+		return size, size, err
+	}
+	from, err = d.file.Seek(off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return size, size, nil
+	case errors.Is(err, unix.EINVAL): // a device knows of no holes
+		return off, size, nil
+	case err == nil:
+		end, err = d.file.Seek(from, unix.SEEK_HOLE)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("find out what of disk %s is used: %w", d.file.Name(), err)
+	}
+	return from, end, nil
+}
+
 // Flush implements Disk.
 func (d *File) Flush() error {
 	for {
