@@ -22,8 +22,8 @@ import (
 )
 
 // TestGuestMovesBetweenHosts moves a guest of a stock kernel to another host
-// and back by TLS, while it writes numbers to its memory and to a connection.
-// Then the wire is cut in the middle of a move: the guest goes on where it was
+// and back by TLS, while it writes numbers to its memory, to a disk that each
+// host has of its own, and to a connection. Then the wire is cut in the middle of a move: the guest goes on where it was
 // and nowhere else, and moves once the wire is whole.
 func TestGuestMovesBetweenHosts(t *testing.T) {
 	if testing.Short() {
@@ -34,7 +34,8 @@ func TestGuestMovesBetweenHosts(t *testing.T) {
 
 func guestMovesBetweenHosts(t testing.TB) {
 	m := newMoving(t)
-	m.begin(0, "--kernel /lab/kernel --initrd /lab/initrd --command 'console=ttyS0 quiet panic=-1'")
+	m.newDisk(0)
+	m.begin(0, "--disk /var/disk --kernel /lab/kernel --initrd /lab/initrd --command 'console=ttyS0 quiet panic=-1'")
 	m.said(5)
 	for from := range m.hosts {
 		m.move(from)
@@ -48,6 +49,7 @@ func guestMovesBetweenHosts(t testing.TB) {
 	}
 	m.move(0)
 	t.Logf("4 moves, one of them cut, and %d numbers", m.said(20))
+	m.onDisk(1)
 }
 
 // moving are two hosts, of which each can have the guest. It says numbers to a
@@ -130,10 +132,37 @@ func (m *moving) begin(at int, guest string) {
 		until ip link set tap0 master moves up 2>/dev/null; do [ -d /proc/$! ] || exit 1; sleep 0.1; done`, guest)
 }
 
-// expect starts a monitor that waits for the guest.
+// diskSize is that of the guest's disk.
+const diskSize = 64 << 20
+
+// newDisk makes an empty disk in a host, instead of the one that it may have.
+func (m *moving) newDisk(at int) {
+	m.t.Helper()
+	m.shell(at, "rm -f /var/disk; truncate -s %d /var/disk", diskSize)
+}
+
+// onDisk ends the guest, and looks whether a host's disk has each number that
+// it has said.
+func (m *moving) onDisk(at int) {
+	m.t.Helper()
+	m.shell(at, "/lab/cleave-vmm control /var/c stop")
+	m.ended(at)
+	said := m.said(0)
+	got := m.shell(at, `i=1; while [ $i -le %d ]; do dd if=/var/disk bs=512 skip=$i count=1 2>/dev/null | head -c 8; echo; i=$((i + 1)); done`, said)
+	for i, line := range strings.Fields(got) {
+		if want := fmt.Sprintf("%08d", i+1); line != want {
+			m.t.Fatalf("on the disk is %q instead of %s", line, want)
+		}
+	}
+}
+
+// expect starts a monitor that waits for the guest, with a disk whose content
+// is to come.
 func (m *moving) expect(at int) {
 	m.t.Helper()
-	m.begin(at, "--incoming 0.0.0.0:7700,tls=/lab/tls")
+	m.ended(at)
+	m.newDisk(at)
+	m.begin(at, "--disk /var/disk,mirror --incoming 0.0.0.0:7700,tls=/lab/tls")
 	m.shell(at, "until /lab/cleave-vmm control /var/c migration 2>/dev/null | grep -q awaiting; do sleep 0.1; done")
 }
 
@@ -162,7 +191,7 @@ func (m *moving) said(n int) int {
 func (m *moving) move(from int) {
 	m.t.Helper()
 	m.expect(1 - from)
-	r := m.report(m.shell(from, "/lab/cleave-vmm control /var/c migrate %s:7700 --tls /lab/tls --streams 2 2>&1", m.hosts[1-from].Name))
+	r := m.report(m.shell(from, "/lab/cleave-vmm control /var/c migrate %s:7700 --tls /lab/tls --streams 2 --mirror disk0 2>&1", m.hosts[1-from].Name))
 	if r.State != "gone" {
 		m.stuck("the guest is %s", r.State)
 	}
@@ -179,7 +208,7 @@ func (m *moving) cutInTheMiddle() {
 	m.expect(1)
 	passed := func() uint64 { return m.lab.Wire.Counters("h1", "h2").Passed }
 	begin := passed()
-	m.shell(0, "setsid /lab/cleave-vmm control /var/c migrate h2:7700 --tls /lab/tls </dev/null >/var/moved 2>&1 & echo $! >/var/mover")
+	m.shell(0, "setsid /lab/cleave-vmm control /var/c migrate h2:7700 --tls /lab/tls --mirror disk0 </dev/null >/var/moved 2>&1 & echo $! >/var/mover")
 	for deadline := time.Now().Add(movePatience); passed() < begin+2000; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			m.stuck("of a move there are %d frames", passed()-begin)

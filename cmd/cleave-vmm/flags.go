@@ -26,9 +26,11 @@ inherited.
 
   --memory SIZE[,max=SIZE][,hugepages=2M]                  its memory at the start, and how much it
                                                            may get while it runs; in pages of 2 MiB
-  --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
+  --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S][,mirror]
                                                            disk: a raw file, a partition, or a
-                                                           qcow2 image
+                                                           qcow2 image; with mirror, it is written
+                                                           over with what the guest that comes has
+                                                           on its own
   --net TAP[,name=N][,mac=M][,queues=N]                    tap device; a guest that is restored keeps
                                                            the address that it had
   --port FILE,name=N                                       line to programs in the guest: a socket
@@ -123,7 +125,11 @@ func (s *spec) openAll(kernel, initrd, socket string, disks, nets, restore list)
 		if err != nil {
 			return fmt.Errorf("--disk %s: %w", arg, err)
 		}
-		s.Disks = append(s.Disks, diskSpec{*d, s.add(f)})
+		d.File = s.add(f)
+		s.Disks = append(s.Disks, *d)
+		if d.Mirror && s.Incoming == nil {
+			return fmt.Errorf("--disk %s: there is no guest --incoming to mirror a disk of", arg)
+		}
 	}
 	for i, arg := range nets {
 		n, files, err := openNet(arg, i)
@@ -191,15 +197,19 @@ func options(s string, set map[string]func(value string) error) (file string, er
 func text(to *string) func(string) error { return func(v string) error { *to = v; return nil } }
 
 // openDisk is a --disk, the i-th.
-func openDisk(arg string, i int) (*control.Disk, *os.File, error) {
-	d := &control.Disk{Name: fmt.Sprintf("disk%d", i)}
+func openDisk(arg string, i int) (*diskSpec, *os.File, error) {
+	d := &diskSpec{Disk: control.Disk{Name: fmt.Sprintf("disk%d", i)}}
 	name, err := options(arg, map[string]func(string) error{
 		"name": text(&d.Name), "serial": text(&d.Serial), "format": text(&d.Format),
 		"readonly": func(string) error { d.ReadOnly = true; return nil },
+		"mirror":   func(string) error { d.Mirror = true; return nil },
 		"queues":   func(v string) (err error) { d.Queues, err = strconv.Atoi(v); return err },
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	if d.ReadOnly && d.Mirror {
+		return nil, nil, errors.New("what is mirrored has to be written")
 	}
 	if ext := filepath.Ext(name); d.Format == "" && ext == ".qcow2" {
 		return nil, nil, errors.New("its name says qcow2: say format=qcow2, or format=raw")

@@ -114,6 +114,7 @@ func sendAway(ctx context.Context, c *control.Client, args []string) error {
 	dir := flags.String("tls", "", "")
 	peer := flags.String("peer", "", "")
 	streams := flags.Int("streams", 1, "")
+	flags.Func("mirror", "", func(v string) error { r.Mirror = append(r.Mirror, strings.Split(v, ",")...); return nil })
 	flags.DurationVar(&r.Downtime, "downtime", 0, "")
 	flags.BoolVar(&r.NoThrottle, "no-throttle", false, "")
 	if err := flags.Parse(args[1:]); err != nil {

@@ -58,7 +58,8 @@ type vsockSpec struct {
 
 type diskSpec struct {
 	control.Disk
-	File int
+	File   int
+	Mirror bool
 }
 
 type netSpec struct {
@@ -101,7 +102,7 @@ func (s *spec) config() (*monitor.Config, error) {
 	}
 	c.Kernel, c.Initrd = optional(s.Kernel), optional(s.Initrd)
 	for _, d := range s.Disks {
-		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: file(d.File)})
+		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: file(d.File), Mirror: d.Mirror})
 	}
 	for _, n := range s.Nets {
 		port := monitor.Net{Net: n.Net}

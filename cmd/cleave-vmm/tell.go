@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -29,9 +30,12 @@ Requests:
                                 bound a device, each in a second; 0 is no bound
   set-memory SIZE               how much memory the guest shall have
   migrate PLACE [--tls DIR] [--peer NAME] [--streams N] [--downtime D] [--no-throttle]
+          [--mirror DISK,...]
                                 have the guest go on in the cleave-vmm that was
                                 started with --incoming PLACE, whose certificate
-                                has the name NAME (else PLACE's host)
+                                has the name NAME (else PLACE's host). Disks are
+                                shared with that one, but for those that are to
+                                be copied to its own of the same names
   migration                     how that goes, or went, on either side
   cancel-migration              stay, or wait no more
   settle-migration here|gone    where neither side knows who has the guest: tell
@@ -122,7 +126,10 @@ func addDisk(ctx context.Context, c *control.Client, arg string) error {
 		return err
 	}
 	defer f.Close()
-	return c.AddDisk(ctx, *d, f)
+	if d.Mirror {
+		return errors.New("a disk is mirrored for a guest that comes, not for one that is here")
+	}
+	return c.AddDisk(ctx, d.Disk, f)
 }
 
 func addNet(ctx context.Context, c *control.Client, arg string) error {

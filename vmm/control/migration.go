@@ -17,6 +17,8 @@ type Migrate struct {
 	Downtime time.Duration `json:"downtime,omitempty"`
 	// NoThrottle has the guest stay rather than be slowed down.
 	NoThrottle bool `json:"no_throttle,omitempty"`
+	// Mirror names disks whose content goes along. All others have to be there.
+	Mirror []string `json:"mirror,omitempty"`
 }
 
 // Identity is migrate.Identity.

@@ -30,6 +30,7 @@ type device struct {
 	flush   func() error // nil for what is no disk
 	renew   func()       // for a disk that another host has written to, or nil
 	stays   string       // why the guest can't go elsewhere with it
+	disk    blk.Disk     // what it writes to, nil for what is no disk or can't be written
 }
 
 // newDisk takes a file over.
@@ -48,8 +49,12 @@ func newDisk(d control.Disk, f *os.File) (*device, error) {
 	if d.Format == control.FormatQCOW2 && !d.ReadOnly {
 		stays = "what a qcow2 image's tables are is known to this process alone"
 	}
+	writable := disk
+	if d.ReadOnly {
+		writable = nil
+	}
 	return &device{
-		Device: vmm.Device{Name: d.Name, Device: b}, stays: stays, flush: disk.Flush, renew: func() { forget(f) }, limits: []*ratelimit.Limiter{l},
+		Device: vmm.Device{Name: d.Name, Device: b}, stays: stays, disk: writable, flush: disk.Flush, renew: func() { forget(f) }, limits: []*ratelimit.Limiter{l},
 		metrics: func() any { return diskMetrics(b.Metrics()) }, close: done,
 		resize: func(size uint64) error {
 			if d.Format == control.FormatQCOW2 {

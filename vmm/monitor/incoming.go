@@ -25,18 +25,21 @@ type place struct {
 
 // Prepare implements migrate.Place.
 func (p *place) Prepare(description []byte, volumes []migrate.Info) ([]migrate.Sink, error) {
-	if len(volumes) != 1 {
-		return nil, errors.New("a guest has one memory, and its disks have to be here")
+	if len(volumes) == 0 {
+		return nil, errors.New("the guest has no memory")
 	}
 	m := p.monitor
+	sinks, err := m.awaited(volumes[1:])
+	if err != nil {
+		return nil, err
+	}
 	c := m.machineConfig()
 	c.Devices = nil
-	var err error
 	if p.machine, err = vmm.Expect(m.sys, c, description); err != nil {
 		return nil, err
 	}
 	m.moved(func(s *moves) { s.now.State = control.Arriving })
-	return []migrate.Sink{p.machine.Image()}, nil
+	return append([]migrate.Sink{p.machine.Image()}, sinks...), nil
 }
 
 // Load implements migrate.Place: from here on the disks have what the guest

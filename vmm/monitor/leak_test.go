@@ -40,7 +40,7 @@ func TestDevicesThatLeftHoldNothing(t *testing.T) {
 	c.Until(scratch, 1<<4, here)
 	c.Out32(slots+8, 1<<4)
 	c.Jump(0)
-	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{control.Disk{Name: "d"}, backing(t, 1<<20)}}})
+	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{Disk: control.Disk{Name: "d"}, File: backing(t, 1<<20)}}})
 	ctx := t.Context()
 	disk := backing(t, 1<<20)
 	rounds := func(n int) use {

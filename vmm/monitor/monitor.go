@@ -69,6 +69,8 @@ type Config struct {
 type Disk struct {
 	control.Disk
 	File *os.File
+	// Mirror has its content come with the guest that is awaited.
+	Mirror bool
 }
 
 // Net is a port with the queues of its tap.
@@ -136,6 +138,9 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 	for _, d := range c.Disks {
 		dev, err := newDisk(d.Disk, d.File)
 		if err == nil {
+			if d.Mirror {
+				dev.renew = nil // nobody else writes to it
+			}
 			err = m.keep(dev)
 		}
 		if err != nil {

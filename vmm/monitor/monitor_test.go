@@ -117,7 +117,7 @@ func TestAGuestThatResetsStartsAnew(t *testing.T) {
 	var c tiny.Code
 	c.Out8(serial, 1)
 	c.Out8(reset, 1)
-	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{control.Disk{Name: "d"}, backing(t, 1<<20)}}})
+	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{Disk: control.Disk{Name: "d"}, File: backing(t, 1<<20)}}})
 	for range 3 {
 		r.wait(t, 1)
 	}
@@ -160,7 +160,7 @@ func TestRequestsReachTheMachine(t *testing.T) {
 	c.Out8(serial, 3)
 	here = len(c)
 	c.Jump(here)
-	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{control.Disk{Name: "d"}, backing(t, 1<<20)}}})
+	r := run(t, Config{Kernel: kernel(t, c), Disks: []Disk{{Disk: control.Disk{Name: "d"}, File: backing(t, 1<<20)}}})
 	ctx := t.Context()
 	r.wait(t, 1)
 	for _, name := range []string{"e", "f"} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +28,22 @@ type moves struct {
 type leaving struct {
 	*vmm.Move
 	monitor *Monitor
+	mirrors []*mirror
 }
 
 // Volumes implements migrate.Guest.
-func (l leaving) Volumes() []migrate.Volume { return []migrate.Volume{image{l.Image()}} }
+func (l leaving) Volumes() []migrate.Volume {
+	out := []migrate.Volume{image{l.Image()}}
+	for _, v := range l.mirrors {
+		out = append(out, v)
+	}
+	return out
+}
+
+// mirrored tells whether a disk's content goes along.
+func (l leaving) mirrored(name string) bool {
+	return slices.ContainsFunc(l.mirrors, func(v *mirror) bool { return v.name == name })
+}
 
 // Freeze implements migrate.Guest: what the guest wrote to disks is there for
 // who opens them elsewhere.
@@ -42,7 +55,7 @@ func (l leaving) Freeze() ([]byte, error) {
 	l.monitor.mu.Lock()
 	defer l.monitor.mu.Unlock()
 	for _, d := range l.monitor.devices {
-		if d.flush == nil {
+		if d.flush == nil || l.mirrored(d.Name) {
 			continue
 		}
 		if err := d.flush(); err != nil {
@@ -89,11 +102,16 @@ func (m *Monitor) Migrate(ctx context.Context, c control.Migrate, files []*os.Fi
 
 // leave sends a machine's guest away.
 func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine *vmm.Machine, c control.Migrate, conns []net.Conn) (err error) {
-	if err := m.mayLeave(); err != nil {
-		return err
-	}
 	move, err := machine.StartMove()
 	if err != nil {
+		return err
+	}
+	mirrors, err := m.mirrors(c.Mirror)
+	if err == nil {
+		err = m.mayLeave(c.Mirror)
+	}
+	if err != nil {
+		move.End()
 		return err
 	}
 	m.moved(func(s *moves) { s.now, s.cancel = control.Migration{State: control.Leaving}, cancel })
@@ -111,7 +129,7 @@ func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine 
 		id := migrate.Identity(*c.Identity)
 		o.Identity = &id
 	}
-	_, err = migrate.Send(ctx, conns, leaving{move, m}, o)
+	_, err = migrate.Send(ctx, conns, leaving{move, m, mirrors}, o)
 	switch {
 	case err == nil:
 		m.moved(func(s *moves) { s.now.State, s.cancel = control.Gone, nil })
@@ -133,11 +151,11 @@ func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine 
 }
 
 // mayLeave tells what keeps the guest here.
-func (m *Monitor) mayLeave() error {
+func (m *Monitor) mayLeave(mirrored []string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, d := range m.devices {
-		if d.stays != "" {
+		if d.stays != "" && !slices.Contains(mirrored, d.Name) {
 			return fmt.Errorf("move the guest: device %q: %s", d.Name, d.stays)
 		}
 	}

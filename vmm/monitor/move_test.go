@@ -56,7 +56,7 @@ func newStation(t *testing.T, kernel *os.File, said io.Writer) *station {
 	if err := disk.Truncate(1 << 20); err != nil {
 		t.Fatal(err)
 	}
-	c := Config{CPUs: 1, Memory: 16 << 20, Console: said, Control: l, Disks: []Disk{{control.Disk{Name: "d"}, disk}}}
+	c := Config{CPUs: 1, Memory: 16 << 20, Console: said, Control: l, Disks: []Disk{{Disk: control.Disk{Name: "d"}, File: disk}}}
 	if c.Kernel = kernel; kernel == nil {
 		in, err := net.Listen("unix", s.at)
 		if err != nil {

@@ -116,6 +116,12 @@ func (m *Monitor) ResizeDisk(_ context.Context, r control.ResizeDisk) error {
 	if d == nil || d.resize == nil {
 		return fmt.Errorf("resize disk %q: there is none of this name", r.Name)
 	}
+	m.mu.Lock()
+	leaving := m.moves.now.State == control.Leaving
+	m.mu.Unlock()
+	if leaving {
+		return fmt.Errorf("resize disk %q: the guest is on its way to another host", r.Name)
+	}
 	return d.resize(r.Bytes)
 }
 
