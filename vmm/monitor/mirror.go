@@ -51,7 +51,7 @@ func (m *mirror) ReadAt(p []byte, off int64) (int, error) {
 // Begin implements migrate.Volume. What the guest writes while it is found out
 // where the disk has data is noted as well.
 func (m *mirror) Begin() ([]migrate.Range, error) {
-	m.changes = blk.NewChanges(0)
+	m.changes = blk.NewChanges()
 	m.mark = m.changes.Mark()
 	m.device.Track(m.changes)
 	return m.data()
@@ -86,7 +86,7 @@ func (m *mirror) Written() ([]migrate.Range, error) {
 	if !ok {
 		return nil, fmt.Errorf("disk %q: what the guest has written to it is forgotten", m.name)
 	}
-	m.changes.Forget(next)
+	m.changes.Forget(m.mark)
 	m.mark = next
 	var out []migrate.Range
 	for _, r := range list {
