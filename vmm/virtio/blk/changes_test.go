@@ -3,6 +3,7 @@ package blk_test
 import (
 	"bytes"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -125,7 +126,7 @@ func TestChangesAreThoseOfAModel(t *testing.T) {
 // before and after as a device does, while a replica is brought up to date by
 // one mark after the other, and other marks come and go.
 func TestAReplicaFollowsTheChanges(t *testing.T) {
-	const blocks, writes, writers = 200, 4000, 4
+	const blocks, writes, writers = 4000, 3000, 4
 	var locks [blocks]sync.Mutex // of the content, which tears as a disk's may
 	disk, replica := make([]byte, blocks), make([]byte, blocks)
 	c := blk.NewChanges()
@@ -136,6 +137,9 @@ func TestAReplicaFollowsTheChanges(t *testing.T) {
 			for range writes {
 				b, n := r.IntN(blocks-4), 1+r.IntN(4)
 				c.Change(int64(b)*tracked, int64(n)*tracked)
+				for range r.IntN(20) {
+					runtime.Gosched() // a write takes its time
+				}
 				for i := b; i < b+n; i++ {
 					locks[i].Lock()
 					disk[i] = byte(r.Uint32())
