@@ -26,11 +26,13 @@ inherited.
 
   --memory SIZE[,max=SIZE][,hugepages=2M]                  its memory at the start, and how much it
                                                            may get while it runs; in pages of 2 MiB
-  --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S][,mirror]
+  --disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S][,mirror][,changes=FILE]
                                                            disk: a raw file, a partition, or a
                                                            qcow2 image; with mirror, it is written
                                                            over with what the guest that comes has
-                                                           on its own
+                                                           on its own; with changes, which of its
+                                                           blocks were changed since a mark is kept
+                                                           in a file (control SOCKET mark-disk)
   --net TAP[,name=N][,mac=M][,queues=N]                    tap device; a guest that is restored keeps
                                                            the address that it had
   --port FILE,name=N                                       line to programs in the guest: a socket
@@ -121,11 +123,13 @@ func (s *spec) openAll(kernel, initrd, socket string, disks, nets, restore list)
 		}
 	}
 	for i, arg := range disks {
-		d, f, err := openDisk(arg, i)
+		d, f, changes, err := openDisk(arg, i)
 		if err != nil {
 			return fmt.Errorf("--disk %s: %w", arg, err)
 		}
-		d.File = s.add(f)
+		if d.File = s.add(f); changes != nil {
+			d.Changes = s.add(changes)
+		}
 		s.Disks = append(s.Disks, *d)
 		if d.Mirror && s.Incoming == nil {
 			return fmt.Errorf("--disk %s: there is no guest --incoming to mirror a disk of", arg)
@@ -196,30 +200,40 @@ func options(s string, set map[string]func(value string) error) (file string, er
 // text is an option's place for its value.
 func text(to *string) func(string) error { return func(v string) error { *to = v; return nil } }
 
-// openDisk is a --disk, the i-th.
-func openDisk(arg string, i int) (*diskSpec, *os.File, error) {
-	d := &diskSpec{Disk: control.Disk{Name: fmt.Sprintf("disk%d", i)}}
+// openDisk is a --disk, the i-th, with its file and that of its changes, if
+// there is one.
+func openDisk(arg string, i int) (d *diskSpec, f, changes *os.File, err error) {
+	d = &diskSpec{Disk: control.Disk{Name: fmt.Sprintf("disk%d", i)}}
+	record := ""
 	name, err := options(arg, map[string]func(string) error{
 		"name": text(&d.Name), "serial": text(&d.Serial), "format": text(&d.Format),
 		"readonly": func(string) error { d.ReadOnly = true; return nil },
 		"mirror":   func(string) error { d.Mirror = true; return nil },
 		"queues":   func(v string) (err error) { d.Queues, err = strconv.Atoi(v); return err },
+		"changes":  text(&record),
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	if d.ReadOnly && d.Mirror {
-		return nil, nil, errors.New("what is mirrored has to be written")
-	}
-	if ext := filepath.Ext(name); d.Format == "" && ext == ".qcow2" {
-		return nil, nil, errors.New("its name says qcow2: say format=qcow2, or format=raw")
+	ext := filepath.Ext(name)
+	switch {
+	case err != nil:
+		return nil, nil, nil, err
+	case d.ReadOnly && d.Mirror:
+		return nil, nil, nil, errors.New("what is mirrored has to be written")
+	case d.ReadOnly && record != "":
+		return nil, nil, nil, errors.New("nothing changes on a disk that is only read")
+	case d.Format == "" && ext == ".qcow2":
+		return nil, nil, nil, errors.New("its name says qcow2: say format=qcow2, or format=raw")
 	}
 	mode := os.O_RDWR
 	if d.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	f, err := open(name, mode)
-	return d, f, err
+	if f, err = open(name, mode); err != nil || record == "" {
+		return d, f, nil, err
+	}
+	if changes, err = open(record, os.O_RDWR|os.O_CREATE); err != nil {
+		f.Close()
+	}
+	return d, f, changes, err
 }
 
 // openNet is a --net, the i-th, with the queues of its tap.

@@ -58,6 +58,7 @@ func machine(s *spec) (int, error) {
 		return 0, err
 	}
 	c.Console, c.Input, c.Thread = os.Stdout, os.Stdin, confine.Thread
+	c.Notice = func(err error) { fmt.Fprintln(os.Stderr, "cleave-vmm:", err) }
 	if s.Console != 0 {
 		f, err := s.file(s.Console)
 		if err != nil {

@@ -58,8 +58,9 @@ type vsockSpec struct {
 
 type diskSpec struct {
 	control.Disk
-	File   int
-	Mirror bool
+	File    int
+	Mirror  bool
+	Changes int // where marks in what is changed are kept, 0 for none
 }
 
 type netSpec struct {
@@ -102,7 +103,7 @@ func (s *spec) config() (*monitor.Config, error) {
 	}
 	c.Kernel, c.Initrd = optional(s.Kernel), optional(s.Initrd)
 	for _, d := range s.Disks {
-		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: file(d.File), Mirror: d.Mirror})
+		c.Disks = append(c.Disks, monitor.Disk{Disk: d.Disk, File: file(d.File), Mirror: d.Mirror, Changes: optional(d.Changes)})
 	}
 	for _, n := range s.Nets {
 		port := monitor.Net{Net: n.Net}

@@ -23,11 +23,16 @@ Requests:
   metrics                       what its devices have done
   pause, resume                 stop it and let it go on
   power-button, reset, stop     ask it to shut down, start it anew, pull its plug
-  add-disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S]
+  add-disk FILE[,format=qcow2][,name=N][,readonly][,queues=N][,serial=S][,changes=FILE]
   add-net TAP[,name=N][,mac=M][,queues=N]
   remove NAME                   have the guest let go of a device
   set-limits NAME BYTES OPERATIONS
                                 bound a device, each in a second; 0 is no bound
+  mark-disk NAME                note from now on which blocks of a disk are changed;
+                                prints the mark
+  changed NAME MARK             what of a disk was changed since a mark: offset and
+                                size of each part, in bytes
+  forget-mark NAME MARK         a mark that nobody needs any more
   set-memory SIZE               how much memory the guest shall have
   migrate PLACE [--tls DIR] [--peer NAME] [--streams N] [--downtime D] [--no-throttle]
           [--mirror DISK,...]
@@ -61,7 +66,7 @@ func tell(args []string) error {
 	}
 	defer c.Close()
 	verb, args := args[1], args[2:]
-	want := map[string]int{"add-disk": 1, "add-net": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "save": 1, "migrate": 1, "settle-migration": 1}[verb]
+	want := map[string]int{"add-disk": 1, "add-net": 1, "remove": 1, "set-limits": 3, "set-memory": 1, "mark-disk": 1, "changed": 2, "forget-mark": 2, "save": 1, "migrate": 1, "settle-migration": 1}[verb]
 	if len(args) != want && (verb != "save" && verb != "migrate" || len(args) < want) {
 		return fmt.Errorf("%s takes %d arguments, not %d", verb, want, len(args))
 	}
@@ -90,6 +95,14 @@ func tell(args []string) error {
 		return addNet(ctx, c, args[0])
 	case "set-limits":
 		return setLimits(ctx, c, args)
+	case "mark-disk":
+		m, err := c.MarkDisk(ctx, control.DiskMark{Name: args[0]})
+		return show(m, err)
+	case "changed":
+		changed, err := control.AllChanged(ctx, c, control.DiskMark{Name: args[0], Mark: args[1]})
+		return show(changed, err)
+	case "forget-mark":
+		return c.ForgetMark(ctx, control.DiskMark{Name: args[0], Mark: args[1]})
 	case "set-memory":
 		n, err := api.ParseBytes(args[0])
 		if err != nil {
@@ -121,15 +134,18 @@ func show(v any, err error) error {
 }
 
 func addDisk(ctx context.Context, c *control.Client, arg string) error {
-	d, f, err := openDisk(arg, 0)
+	d, f, changes, err := openDisk(arg, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if changes != nil {
+		defer changes.Close()
+	}
 	if d.Mirror {
 		return errors.New("a disk is mirrored for a guest that comes, not for one that is here")
 	}
-	return c.AddDisk(ctx, d.Disk, f)
+	return c.AddDisk(ctx, d.Disk, f, changes)
 }
 
 func addNet(ctx context.Context, c *control.Client, arg string) error {

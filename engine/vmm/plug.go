@@ -43,7 +43,7 @@ func (e *Engine) AttachDisk(ctx context.Context, id string, d engine.Disk) error
 	}
 	defer f.Close()
 	err = plug(ctx, g, diskID(d.ID), "disk "+d.ID, func(ctx context.Context, c *control.Client) error {
-		return c.AddDisk(ctx, control.Disk{Name: plugged + diskID(d.ID), Serial: d.ID, ReadOnly: d.ReadOnly}, f)
+		return c.AddDisk(ctx, control.Disk{Name: plugged + diskID(d.ID), Serial: d.ID, ReadOnly: d.ReadOnly}, f, nil)
 	})
 	if err != nil {
 		return err

@@ -121,9 +121,12 @@ func (c *Client) Reset(ctx context.Context) error { return c.ask(ctx, "reset", n
 // Stop implements Machine.
 func (c *Client) Stop(ctx context.Context) error { return c.ask(ctx, "stop", nil, nil) }
 
-// AddDisk implements Machine. The file stays the caller's too.
-func (c *Client) AddDisk(ctx context.Context, d Disk, f *os.File) error {
-	return c.ask(ctx, "add-disk", d, nil, f)
+// AddDisk implements Machine. The files stay the caller's too.
+func (c *Client) AddDisk(ctx context.Context, d Disk, f, changes *os.File) error {
+	if changes == nil {
+		return c.ask(ctx, "add-disk", d, nil, f)
+	}
+	return c.ask(ctx, "add-disk", d, nil, f, changes)
 }
 
 // AddNet implements Machine. The files stay the caller's too.

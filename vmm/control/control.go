@@ -34,8 +34,9 @@ type Machine interface {
 	Reset(context.Context) error
 	Stop(context.Context) error
 	// AddDisk and AddNet plug a device in; a port has a file for each of its
-	// queues. Files are the machine's from then on, also after an error.
-	AddDisk(context.Context, Disk, *os.File) error
+	// queues. changes is where what of the disk was changed is kept, or nil.
+	// Files are the machine's from then on, also after an error.
+	AddDisk(ctx context.Context, d Disk, f, changes *os.File) error
 	AddNet(context.Context, Net, []*os.File) error
 	// Remove asks the guest to let go of a device, and waits for that.
 	Remove(context.Context, Remove) error
@@ -45,6 +46,12 @@ type Machine interface {
 	SetMemory(context.Context, SetMemory) error
 	// ResizeDisk makes a disk in a file larger; the guest is told.
 	ResizeDisk(context.Context, ResizeDisk) error
+	// MarkDisk makes a mark in what is changed of a disk, Changed tells what
+	// was since, a part at a time (AllChanged), and ForgetMark forgets one,
+	// known or not.
+	MarkDisk(context.Context, DiskMark) (DiskMark, error)
+	Changed(context.Context, ChangedSince) (Changed, error)
+	ForgetMark(context.Context, DiskMark) error
 	// Migrate has the guest go on in another monitor, over connections to that,
 	// and returns when it has, or stays. Migration tells how one goes, or went;
 	// CancelMigration ends one that can be, and SettleMigration one that is

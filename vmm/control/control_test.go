@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,8 +51,34 @@ func (f *fake) Resume(context.Context) error             { return errors.New("it
 func (f *fake) PowerButton(context.Context) error        { return f.note("power") }
 func (f *fake) Reset(context.Context) error              { return f.note("reset") }
 func (f *fake) Stop(context.Context) error               { return f.note("stop") }
-func (f *fake) AddDisk(_ context.Context, d Disk, file *os.File) error {
-	return f.note("disk %s %v %s", d.Name, d.ReadOnly, content(file))
+func (f *fake) AddDisk(_ context.Context, d Disk, file, changes *os.File) error {
+	record := "none"
+	if changes != nil {
+		record = content(changes)
+	}
+	return f.note("disk %s %v %s, record %s", d.Name, d.ReadOnly, content(file), record)
+}
+
+func (f *fake) MarkDisk(_ context.Context, d DiskMark) (DiskMark, error) {
+	d.Mark = "made"
+	return d, f.note("mark %s", d.Name)
+}
+
+// Changed tells of three ranges, one at a time, or of a mark that was lost
+// after the first.
+func (f *fake) Changed(_ context.Context, s ChangedSince) (Changed, error) {
+	c := Changed{Size: 30, Ranges: [][2]int64{{s.From, 5}}, Next: s.From + 10}
+	switch {
+	case s.Mark == "lost" && s.From > 0:
+		c = Changed{Size: 30, Lost: "forgotten", Ranges: [][2]int64{{0, 30}}}
+	case s.From == 20:
+		c.Next = 0
+	}
+	return c, nil
+}
+
+func (f *fake) ForgetMark(_ context.Context, d DiskMark) error {
+	return f.note("forget %s %s", d.Name, d.Mark)
 }
 
 func (f *fake) AddNet(_ context.Context, n Net, files []*os.File) error {
@@ -124,7 +151,8 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 	ctx := t.Context()
 	for _, err := range []error{
 		c.Pause(ctx), c.PowerButton(ctx), c.Reset(ctx), c.Stop(ctx),
-		c.AddDisk(ctx, Disk{Name: "d", ReadOnly: true}, file(t, "a disk")),
+		c.AddDisk(ctx, Disk{Name: "d", ReadOnly: true}, file(t, "a disk"), nil),
+		c.AddDisk(ctx, Disk{Name: "e"}, file(t, "a disk"), file(t, "of it")), c.ForgetMark(ctx, DiskMark{"e", "m"}),
 		c.AddNet(ctx, Net{MAC: "02:00:00:00:00:01"}, []*os.File{file(t, "a tap"), file(t, "")}),
 		c.Remove(ctx, Remove{Name: "d"}),
 		c.SetLimits(ctx, SetLimits{"d", Limits{BytesPerSecond: 5}}),
@@ -136,7 +164,7 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 		}
 	}
 	want := []string{
-		"pause", "power", "reset", "stop", "disk d true a disk", "net 02:00:00:00:00:01 a tap of 2", "remove d", "limit d 5", "memory 7", "resize d 8",
+		"pause", "power", "reset", "stop", "disk d true a disk, record none", "disk e false a disk, record of it", "forget e m", "net 02:00:00:00:00:01 a tap of 2", "remove d", "limit d 5", "memory 7", "resize d 8",
 		"save true state memory",
 	}
 	if d := cmp.Diff(want, m.all()); d != "" {
@@ -151,10 +179,31 @@ func TestAMachineIsToldByItsSocket(t *testing.T) {
 	}
 }
 
+func TestChangesComeInParts(t *testing.T) {
+	c, _ := served(t, &fake{})
+	made, err := c.MarkDisk(t.Context(), DiskMark{Name: "d"})
+	if diff := cmp.Diff(DiskMark{"d", "made"}, made); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	got, err := AllChanged(t.Context(), c, made)
+	if diff := cmp.Diff(Changed{Size: 30, Ranges: [][2]int64{{0, 5}, {10, 5}, {20, 5}}}, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	got, err = AllChanged(t.Context(), c, DiskMark{"d", "lost"})
+	if diff := cmp.Diff(Changed{Size: 30, Lost: "forgotten", Ranges: [][2]int64{{0, 30}}}, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	long := [2]int64{1<<63 - 1, 1<<63 - 1}
+	b, err := json.Marshal(Changed{Ranges: slices.Repeat([][2]int64{long}, MaxRanges), Next: 1<<63 - 1})
+	if err != nil || len(b) > maxLine-1024 {
+		t.Errorf("a reply may take %d bytes, %v", len(b), err)
+	}
+}
+
 func TestWhatIsNoRequestIsRefused(t *testing.T) {
 	m := &fake{}
 	c, _ := served(t, m)
-	for do, want := range map[string]string{"dance": "no request", "add-disk": "1 to 1 files"} {
+	for do, want := range map[string]string{"dance": "no request", "add-disk": "1 to 2 files"} {
 		if err := c.ask(t.Context(), do, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", do, err)
 		}

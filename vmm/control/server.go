@@ -118,8 +118,15 @@ var verbs = map[string]verb{
 	"set-limits":   with(Machine.SetLimits),
 	"set-memory":   with(Machine.SetMemory),
 	"resize-disk":  with(Machine.ResizeDisk),
-	"add-disk": withFiles(1, 1, func(m Machine, ctx context.Context, d Disk, files []*os.File) error {
-		return m.AddDisk(ctx, d, files[0])
+	"mark-disk":    answered(Machine.MarkDisk),
+	"changed":      answered(Machine.Changed),
+	"forget-mark":  with(Machine.ForgetMark),
+	"add-disk": withFiles(1, 2, func(m Machine, ctx context.Context, d Disk, files []*os.File) error {
+		var changes *os.File
+		if len(files) > 1 {
+			changes = files[1]
+		}
+		return m.AddDisk(ctx, d, files[0], changes)
 	}),
 	"add-net": withFiles(1, maxFiles, Machine.AddNet),
 	"migrate": {1, maxFiles, func(ctx context.Context, m Machine, args json.RawMessage, files []*os.File) (any, error) {
@@ -145,6 +152,16 @@ func asked[T any](f func(Machine, context.Context) (T, error)) verb {
 func plain(f func(Machine, context.Context) error) verb {
 	return verb{do: func(ctx context.Context, m Machine, _ json.RawMessage, _ []*os.File) (any, error) {
 		return nil, f(m, ctx)
+	}}
+}
+
+func answered[T, R any](f func(Machine, context.Context, T) (R, error)) verb {
+	return verb{do: func(ctx context.Context, m Machine, args json.RawMessage, _ []*os.File) (any, error) {
+		var v T
+		if err := strict(args, &v); err != nil {
+			return nil, err
+		}
+		return f(m, ctx, v)
 	}}
 }
 

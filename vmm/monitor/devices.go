@@ -31,58 +31,101 @@ type device struct {
 	renew   func()       // for a disk that another host has written to, or nil
 	stays   string       // why the guest can't go elsewhere with it
 	disk    blk.Disk     // what it writes to, nil for what is no disk or can't be written
+	tracked *tracked     // what is changed of that
 }
 
-// newDisk takes a file over.
-func newDisk(d control.Disk, f *os.File) (*device, error) {
-	disk, done, err := openDisk(d, f)
+// newDisk takes a disk's files over. lost is why marks of before aren't known,
+// or empty; what can't be kept of the disk's changes at its end is told to
+// notice.
+func newDisk(d Disk, lost string, notice func(error)) (*device, error) {
+	dev, err := newOpenDisk(d, lost, notice)
 	if err != nil {
+		d.closeFiles()
 		return nil, fmt.Errorf("disk %q: %w", d.Name, err)
 	}
+	return dev, nil
+}
+
+func (d *Disk) closeFiles() {
+	d.File.Close()
+	if d.Changes != nil {
+		d.Changes.Close()
+	}
+}
+
+// newOpenDisk is newDisk, but that the files are the device's only without an
+// error.
+func newOpenDisk(d Disk, lost string, notice func(error)) (_ *device, err error) {
+	if d.ReadOnly && d.Changes != nil {
+		return nil, errors.New("nothing changes on a disk that is only read")
+	}
+	disk, done, err := openDisk(d.Disk, d.File)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = done()
+		}
+	}()
 	l := ratelimit.New(limitsOf(d.Limits))
 	b, err := blk.New(disk, blk.Options{Serial: d.Serial, ReadOnly: d.ReadOnly, Queues: d.Queues, Limits: l})
 	if err != nil {
-		done()
-		return nil, fmt.Errorf("disk %q: %w", d.Name, err)
+		return nil, err
 	}
-	stays := ""
-	if d.Format == control.FormatQCOW2 && !d.ReadOnly {
-		stays = "what a qcow2 image's tables are is known to this process alone"
+	dev := &device{
+		Device: vmm.Device{Name: d.Name, Device: b}, limits: []*ratelimit.Limiter{l},
+		flush: disk.Flush, renew: func() { forget(d.File) }, close: func() { _ = done(); d.closeFiles() },
 	}
-	writable := disk
+	dev.metrics = func() any { return diskMetrics(b.Metrics(), dev.tracked) }
 	if d.ReadOnly {
-		writable = nil
+		dev.resize = func(uint64) error { return errors.New("the guest can't write to it") }
+		return dev, nil
 	}
-	return &device{
-		Device: vmm.Device{Name: d.Name, Device: b}, stays: stays, disk: writable, flush: disk.Flush, renew: func() { forget(f) }, limits: []*ratelimit.Limiter{l},
-		metrics: func() any { return diskMetrics(b.Metrics()) }, close: done,
-		resize: func(size uint64) error {
-			if d.Format == control.FormatQCOW2 {
-				return errors.New("a disk in a qcow2 image can't be made larger while it is in use")
-			}
-			return grow(f, b, size)
-		},
-	}, nil
+	t, err := track(b, disk, d, lost)
+	if err != nil {
+		return nil, err
+	}
+	dev.disk, dev.tracked = disk, t
+	dev.close = func() {
+		err := done()
+		if err == nil {
+			err = t.end()
+		}
+		if err != nil {
+			notice(fmt.Errorf("disk %q: %w", d.Name, err))
+		}
+		d.closeFiles()
+	}
+	dev.resize = func(size uint64) error { return t.grow(d.File, size) }
+	if d.Format == control.FormatQCOW2 {
+		dev.stays = "what a qcow2 image's tables are is known to this process alone"
+		dev.resize = func(uint64) error {
+			return errors.New("a disk in a qcow2 image can't be made larger while it is in use")
+		}
+	}
+	return dev, nil
 }
 
-// openDisk takes a file over as what it is said to be, which nobody finds out
-// from what is in it: a guest may have written that.
-func openDisk(d control.Disk, f *os.File) (disk blk.Disk, done func(), err error) {
+// openDisk opens a file as what it is said to be, which nobody finds out from
+// what is in it: a guest may have written that. done ends that, and leaves the
+// file open.
+func openDisk(d control.Disk, f *os.File) (disk blk.Disk, done func() error, err error) {
 	file, err := blk.NewFile(f)
-	switch {
-	case err != nil:
-	case d.Format == "", d.Format == control.FormatRaw:
-		return file, func() { f.Close() }, nil
-	case d.Format == control.FormatQCOW2:
-		var image *qcow2.Image
-		if image, err = qcow2.Open(file, d.ReadOnly); err == nil {
-			return image, func() { image.Close(); f.Close() }, nil
-		}
-	default:
-		err = fmt.Errorf("there is no format %q", d.Format)
+	if err != nil {
+		return nil, nil, err
 	}
-	f.Close()
-	return nil, nil, err
+	switch d.Format {
+	case "", control.FormatRaw:
+		return file, func() error { return nil }, nil
+	case control.FormatQCOW2:
+		image, err := qcow2.Open(file, d.ReadOnly)
+		if err != nil {
+			return nil, nil, err
+		}
+		return image, image.Close, nil
+	}
+	return nil, nil, fmt.Errorf("there is no format %q", d.Format)
 }
 
 // newNet takes the queues of a tap over.
@@ -162,15 +205,20 @@ func grow(f *os.File, d *blk.Device, size uint64) error {
 }
 
 // diskMetrics has the error as text.
-func diskMetrics(m blk.Metrics) any {
+func diskMetrics(m blk.Metrics, t *tracked) any {
 	text := ""
 	if m.LastError != nil {
 		text = m.LastError.Error()
 	}
+	marks := 0
+	if t != nil {
+		marks = t.Marks()
+	}
 	return struct {
 		Read, Write, Flush, Erase blk.Count
+		Marks                     int    // in what is changed
 		LastError                 string `json:",omitempty"`
-	}{m.Read, m.Write, m.Flush, m.Erase, text}
+	}{m.Read, m.Write, m.Flush, m.Erase, marks, text}
 }
 
 func limitsOf(l control.Limits) ratelimit.Limits {

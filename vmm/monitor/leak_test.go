@@ -45,7 +45,7 @@ func TestDevicesThatLeftHoldNothing(t *testing.T) {
 	disk := backing(t, 1<<20)
 	rounds := func(n int) use {
 		for i := range n {
-			if err := r.AddDisk(ctx, control.Disk{Name: "hot", Queues: 2}, disk); err != nil {
+			if err := r.AddDisk(ctx, control.Disk{Name: "hot", Queues: 2}, disk, nil); err != nil {
 				t.Fatalf("round %d: %v", i, err)
 			}
 			r.wait(t, 1)

@@ -33,7 +33,7 @@ func newMirrorDisk(t *testing.T, content []byte) (*device, *mirror, string) {
 	if err := f.Truncate(mirrorSize); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newDisk(control.Disk{Name: "root"}, f)
+	d, err := newDisk(Disk{Disk: control.Disk{Name: "root"}, File: f}, "", func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestBothSidesAgreeWhatIsMirrored(t *testing.T) {
 		}
 		return out
 	}
-	disk := func(name string, mirrored bool) Disk { return Disk{control.Disk{Name: name}, nil, mirrored} }
+	disk := func(name string, mirrored bool) Disk { return Disk{Disk: control.Disk{Name: name}, Mirror: mirrored} }
 	for name, c := range map[string]struct {
 		here      []Disk
 		announced []migrate.Info

@@ -63,6 +63,9 @@ type Config struct {
 	Control *net.UnixListener
 	// Thread is called first on each vCPU's thread, if it isn't nil.
 	Thread func() error
+	// Notice is told what went wrong where nobody waits for an answer. It may
+	// be nil.
+	Notice func(error)
 }
 
 // Disk is one with its file.
@@ -71,6 +74,9 @@ type Disk struct {
 	File *os.File
 	// Mirror has its content come with the guest that is awaited.
 	Mirror bool
+	// Changes is where marks in what is changed of it are kept beyond the
+	// process (package record), or nil.
+	Changes *os.File
 }
 
 // Net is a port with the queues of its tap.
@@ -105,6 +111,9 @@ var errEnded = errors.New("the guest has ended")
 
 // New opens what a guest is made of. Run follows, once.
 func New(sys *kvm.System, c Config) (*Monitor, error) {
+	if c.Notice == nil {
+		c.Notice = func(error) {}
+	}
 	m := &Monitor{sys: sys, config: c}
 	m.balloon = balloon.New(balloon.Options{DeflateOnOOM: true})
 	m.devices = append(m.devices,
@@ -135,8 +144,12 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 			return nil, err
 		}
 	}
+	lost := ""
+	if c.Incoming != nil {
+		lost = cameHere
+	}
 	for _, d := range c.Disks {
-		dev, err := newDisk(d.Disk, d.File)
+		dev, err := newDisk(d, lost, c.Notice)
 		if err == nil {
 			if d.Mirror {
 				dev.renew = nil // nobody else writes to it
@@ -302,7 +315,11 @@ func (m *Monitor) close() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	elsewhere := m.moves.now.State == control.Gone || m.moves.now.State == control.Undecided
 	for _, d := range m.devices {
+		if d.tracked != nil {
+			d.tracked.elsewhere = elsewhere
+		}
 		d.close()
 	}
 	m.devices = nil

@@ -164,12 +164,12 @@ func TestRequestsReachTheMachine(t *testing.T) {
 	ctx := t.Context()
 	r.wait(t, 1)
 	for _, name := range []string{"e", "f"} {
-		if err := r.AddDisk(ctx, control.Disk{Name: name}, backing(t, 1<<20)); err != nil {
+		if err := r.AddDisk(ctx, control.Disk{Name: name}, backing(t, 1<<20), nil); err != nil {
 			t.Fatal(err)
 		}
 		r.wait(t, 2)
 	}
-	if r.AddDisk(ctx, control.Disk{Name: "f"}, backing(t, 1<<20)) == nil {
+	if r.AddDisk(ctx, control.Disk{Name: "f"}, backing(t, 1<<20), nil) == nil {
 		t.Error("two disks of one name")
 	}
 	if r.AddNet(ctx, control.Net{Name: "n"}, []*os.File{backing(t, 0)}) == nil {

@@ -110,7 +110,7 @@ func TestADiskIsWhatItIsSaidToBe(t *testing.T) {
 	for format, want := range map[string]uint64{
 		"": uint64(st.Size()) / 512, control.FormatRaw: uint64(st.Size()) / 512, control.FormatQCOW2: 64 << 20 / 512,
 	} {
-		d, err := newDisk(control.Disk{Name: "d", Format: format}, open())
+		d, err := newDisk(Disk{Disk: control.Disk{Name: "d", Format: format}, File: open()}, "", func(error) {})
 		if err != nil {
 			t.Fatalf("%q: %v", format, err)
 		}
@@ -122,10 +122,10 @@ func TestADiskIsWhatItIsSaidToBe(t *testing.T) {
 		}
 		d.close()
 	}
-	if _, err := newDisk(control.Disk{Name: "d", Format: "vmdk"}, open()); err == nil {
+	if _, err := newDisk(Disk{Disk: control.Disk{Name: "d", Format: "vmdk"}, File: open()}, "", func(error) {}); err == nil {
 		t.Error("a format that there isn't is taken")
 	}
-	if _, err := newDisk(control.Disk{Name: "d", Format: control.FormatQCOW2}, backing(t, 1<<20)); err == nil {
+	if _, err := newDisk(Disk{Disk: control.Disk{Name: "d", Format: control.FormatQCOW2}, File: backing(t, 1<<20)}, "", func(error) {}); err == nil {
 		t.Error("an empty file is a qcow2 image")
 	}
 }

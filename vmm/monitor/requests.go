@@ -71,8 +71,8 @@ func (m *Monitor) Stop(context.Context) error {
 }
 
 // AddDisk implements control.Machine.
-func (m *Monitor) AddDisk(_ context.Context, d control.Disk, f *os.File) error {
-	dev, err := newDisk(d, f)
+func (m *Monitor) AddDisk(_ context.Context, d control.Disk, f, changes *os.File) error {
+	dev, err := newDisk(Disk{Disk: d, File: f, Changes: changes}, "", m.config.Notice)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ var (
 	errForeign = errors.New("the file has something else in it, which isn't written over")
 	errNone    = errors.New("no marks were kept when its last guest ended")
 	errVersion = errors.New("the record is of an edition that this one doesn't know")
-	errInUse   = errors.New("its last guest, or the host, didn't end in order")
+	errInUse   = errors.New("its last guest or the host didn't end in order, or the guest went on elsewhere, or the disk failed")
 	errDamaged = errors.New("the record is damaged")
 )
 
