@@ -53,6 +53,7 @@ type Memory struct {
 	lent    []Region // what is no part of it: Lend
 	private bool     // a copy of the file's content
 	written atomic.Pointer[[][]uint64]
+	absent  atomic.Pointer[Absent] // nil for what is all here
 }
 
 // Options of New.
@@ -165,7 +166,10 @@ func layout(size, pluggable uint64) []piece {
 }
 
 // Close unmaps it. Nobody may use a slice of it any more.
-func (m *Memory) Close() error { return errors.Join(m.unmap(), m.file.Close()) }
+func (m *Memory) Close() error {
+	m.Abandon()
+	return errors.Join(m.unmap(), m.file.Close())
+}
 
 func (m *Memory) unmap() error {
 	var errs []error
@@ -198,12 +202,18 @@ func (m *Memory) Regions() []Region { return m.regions }
 // File is what it is kept in.
 func (m *Memory) File() *os.File { return m.file }
 
-// Slice is n bytes of memory at a physical address, which lie in one region.
+// Slice is n bytes of memory at a physical address, which lie in one region. It
+// waits for what is elsewhere (Absent).
 func (m *Memory) Slice(addr, n uint64) ([]byte, error) {
 	i := sort.Search(len(m.regions), func(i int) bool { return m.regions[i].End() > addr })
 	if i < len(m.regions) {
 		if r := &m.regions[i]; addr >= r.Guest && n <= r.End()-addr {
 			off := addr - r.Guest
+			if a := m.absent.Load(); a != nil && n > 0 {
+				if err := a.await(i, off, n); err != nil {
+					return nil, fmt.Errorf("%d bytes at %#x: %w", n, addr, err)
+				}
+			}
 			return r.Host[off : off+n : off+n], nil
 		}
 	}

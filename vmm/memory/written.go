@@ -18,10 +18,7 @@ func (m *Memory) Track(on bool) {
 		m.written.Store(nil)
 		return
 	}
-	maps := make([][]uint64, len(m.regions))
-	for i, r := range m.regions {
-		maps[i] = make([]uint64, (len(r.Host)/PageSize+63)/64)
-	}
+	maps := m.bitmaps()
 	m.written.Store(&maps)
 }
 
@@ -72,6 +69,10 @@ func (m *Memory) Discard(addr, size uint64) error {
 		return err
 	}
 	defer m.Wrote(b)
+	if m.absent.Load() != nil {
+		clear(b) // so that nobody waits for it anew
+		return nil
+	}
 	if m.private {
 		// Without its own copy a page would read as the file has it.
 		_, err = unix.MmapPtr(-1, 0, unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b)),
