@@ -24,7 +24,9 @@ import (
 // TestGuestMovesBetweenHosts moves a guest of a stock kernel to another host
 // and back by TLS, while it writes numbers to its memory, to a disk that each
 // host has of its own, and to a connection. Then the wire is cut in the middle of a move: the guest goes on where it was
-// and nowhere else, and moves once the wire is whole.
+// and nowhere else, and moves once the wire is whole. At last it goes on at
+// the other host before its memory is there, the wire is cut behind it, and
+// what is left follows once that is whole.
 func TestGuestMovesBetweenHosts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots two hosts")
@@ -48,8 +50,10 @@ func guestMovesBetweenHosts(t testing.TB) {
 		t.Fatal(err)
 	}
 	m.move(0)
-	t.Logf("4 moves, one of them cut, and %d numbers", m.said(20))
-	m.onDisk(1)
+	m.said(20)
+	m.cutBehind()
+	t.Logf("5 moves, one of them cut and one resumed, and %d numbers", m.said(20))
+	m.onDisk(0)
 }
 
 // moving are two hosts, of which each can have the guest. It says numbers to a
@@ -236,6 +240,45 @@ func (m *moving) stayed() {
 	}
 	m.ended(1)
 	m.t.Logf("%s later both sides have given up: %s; %s", time.Since(begin).Round(time.Second), m.shell(0, "cat /var/moved"), m.shell(1, "tail -n 1 /var/log.vmm"))
+}
+
+// cutBehind moves the guest from h2 by way of post-copy, cuts the wire while its
+// memory follows it, and has that resumed.
+func (m *moving) cutBehind() {
+	m.t.Helper()
+	m.expect(0)
+	begin := time.Now()
+	// Frames take their time, so that there is some to cut the wire in.
+	for _, from := range []string{"h1", "h2"} {
+		if err := m.lab.Link(lab.Change{From: from, Rule: wire.Rule{Delay: 20 * time.Millisecond}}); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.shell(1, "setsid /lab/cleave-vmm control /var/c migrate h1:7700 --tls /lab/tls --streams 2 --mirror disk0 --post-copy --downtime 1ms </dev/null >/var/moved 2>&1 & echo $! >/var/mover")
+	for m.state(1).State != "following" {
+		if r := m.state(1); r.State == "gone" || r.State == "stayed" || time.Since(begin) > movePatience {
+			m.stuck("the guest was to run before its memory: %+v", r)
+		}
+	}
+	if err := m.lab.Link(lab.Change{From: "h1", Rule: wire.Rule{Cut: true}}); err != nil {
+		m.t.Fatal(err)
+	}
+	m.shell(1, "while [ -d /proc/$(cat /var/mover) ]; do sleep 0.2; done")
+	r, there := m.state(1), m.state(0)
+	if r.State != "interrupted" || there.State != "following" || there.Left == 0 {
+		m.stuck("the wire was to be cut behind the guest, and there is %+v, %+v", r, there)
+	}
+	m.t.Logf("cut behind the guest: %+v, %+v: %s", r, there, m.shell(1, "cat /var/moved"))
+	for _, from := range []string{"h1", "h2"} {
+		if err := m.lab.Link(lab.Change{From: from}); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	r = m.report(m.shell(1, "/lab/cleave-vmm control /var/c migrate h1:7700 --tls /lab/tls --streams 2 --resume 2>&1"))
+	if there := m.state(0); r.State != "gone" || there.State != "arrived" || there.Left != 0 {
+		m.stuck("the rest of the guest was to follow it, and there is %+v, %+v", r, there)
+	}
+	m.t.Logf("resumed: %+v", r)
 }
 
 // state is what a host's monitor says of a move.

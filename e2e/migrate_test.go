@@ -66,7 +66,7 @@ func migrateParts(t testing.TB) (kernel, initrd string) {
 type migrateReport struct {
 	State, Phase    string
 	Round, Throttle int
-	Sent            int64
+	Sent, Left      int64
 	Downtime, Total time.Duration
 }
 

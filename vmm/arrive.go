@@ -44,6 +44,7 @@ func Expect(sys *kvm.System, c Config, description []byte) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.absent, m.faults = ram.NewAbsent(), c.Faults
 	for _, v := range m.cpus {
 		if err := v.setTSC(d.TSCKHz); err != nil { // better now than while the guest stands still
 			m.Close()
@@ -55,6 +56,14 @@ func Expect(sys *kvm.System, c Config, description []byte) (*Machine, error) {
 
 // Image is the memory of a machine that is expected.
 func (m *Machine) Image() Image { return Image{m} }
+
+// Absent is how many bytes of memory are still to come.
+func (m *Machine) Absent() int64 {
+	if m.absent == nil {
+		return 0
+	}
+	return m.absent.Left()
+}
 
 // Arrive puts a machine that was expected into the state of its guest. It is
 // paused; goOn says whether the guest ran before.

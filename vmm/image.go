@@ -49,6 +49,9 @@ func (i Image) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements migrate.Sink.
 func (i Image) WriteAt(p []byte, off int64) (int, error) {
+	if i.machine.awaiting {
+		return len(p), i.machine.absent.Came(off, int64(len(p)), p)
+	}
 	n := 0
 	err := i.each(off, int64(len(p)), func(b []byte) error { n += copy(b, p[n:]); return nil })
 	return n, err
@@ -56,8 +59,33 @@ func (i Image) WriteAt(p []byte, off int64) (int, error) {
 
 // Zero implements migrate.Sink.
 func (i Image) Zero(off, n int64) error {
+	if i.machine.awaiting {
+		return i.machine.absent.Came(off, n, nil)
+	}
 	return i.each(off, n, func(b []byte) error { clear(b); return nil })
 }
+
+// MayFollow implements migrate.Follower.
+func (Image) MayFollow() bool { return true }
+
+// Later implements migrate.LaterSink.
+func (i Image) Later(off, n int64) error { return i.machine.absent.Later(off, n) }
+
+// Await implements migrate.LaterSink.
+func (i Image) Await(want func(Part)) error {
+	m := i.machine
+	m.awaiting = true
+	return m.absent.Begin(m.faults, func(off, n int64) { want(Part{off, n}) })
+}
+
+// Missing implements migrate.LaterSink.
+func (i Image) Missing() (out []Part) {
+	_ = i.machine.absent.Missing(func(off, n int64) error { out = append(out, Part{off, n}); return nil })
+	return out
+}
+
+// Abandon implements migrate.LaterSink.
+func (i Image) Abandon() { i.machine.absent.Abandon() }
 
 // Flush implements migrate.Sink: memory is gone with its host.
 func (Image) Flush() error { return nil }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -53,6 +54,9 @@ type Config struct {
 	Pluggable uint64
 	// Mapped is what else is in its memory: for persistent memory.
 	Mapped []Mapped
+	// Faults is an open memory.FaultDevice, or nil: with it a guest that comes
+	// from another host may run before all of its memory is here.
+	Faults *os.File
 	// HugePages has the memory in pages of 2 MiB, which the host must have set
 	// aside. What the guest gives back, it keeps then.
 	HugePages bool
@@ -148,6 +152,12 @@ type Machine struct {
 	frozen bool          // by that: nobody else lets the guest go on
 	saved  string        // the snapshot since which is noted what is written
 	msrs   []uint32      // of which its processors' state consists
+
+	// Of a guest that comes from another host, what of its memory isn't here
+	// yet; nil without a way to wait for that, which faults is.
+	absent   *memory.Absent
+	awaiting bool // its devices and processors may use memory: it comes in pages
+	faults   *os.File
 }
 
 // New puts a machine together and its kernel into its memory.
@@ -356,6 +366,9 @@ func (m *Machine) finish(end End, err error) {
 		for _, c := range m.cpus {
 			c.kick()
 		}
+		// A processor that waits for memory now ends before it sees that there
+		// is none.
+		m.memory.Abandon()
 	})
 }
 

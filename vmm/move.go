@@ -3,6 +3,7 @@ package vmm
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/cleave-project/cleave/vmm/kvm"
 )
@@ -35,6 +36,9 @@ func (m *Machine) StartMove() (*Move, error) {
 	defer m.life.Unlock()
 	if m.move != nil {
 		return nil, errors.New("move the guest: it is on its way already")
+	}
+	if m.Absent() > 0 {
+		return nil, fmt.Errorf("move the guest: %w", errArriving)
 	}
 	if m.saved != "" {
 		// What changed since a snapshot can't be told any more.
@@ -130,6 +134,9 @@ func (v *Move) Gone() {
 
 // Ended is closed when the machine has ended.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
+
+// errArriving is what snapshots and moves are told before it is all here.
+var errArriving = errors.New("a part of its memory is still to come from where it was")
 
 // errMoving is what devices and snapshots are told that come meanwhile.
 var errMoving = errors.New("the guest is about to move to another host")

@@ -50,6 +50,9 @@ const maxState = 64 << 20
 func (m *Machine) Save(f Files, o SaveOptions) (err error) {
 	m.life.Lock()
 	defer m.life.Unlock()
+	if m.Absent() > 0 {
+		return errArriving
+	}
 	if m.move != nil {
 		return errMoving
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cleave-project/cleave/vmm/control"
+	"github.com/cleave-project/cleave/vmm/memory"
 	"github.com/cleave-project/cleave/vmm/migrate"
 	"github.com/cleave-project/cleave/vmm/monitor"
 )
@@ -21,6 +22,7 @@ type incomingSpec struct {
 	Listener         int
 	Cert, Key, Roots int // 0 for none
 	Peer             string
+	Faults           int // 0 where there is no memory.FaultDevice
 }
 
 // pemFiles are what a directory of certificates has.
@@ -59,6 +61,11 @@ func (s *spec) openIncoming(arg string) error {
 		s.sockets = append(s.sockets, place)
 	}
 	in.Listener = s.add(f)
+	if _, err := os.Stat(memory.FaultDevice); err == nil {
+		if in.Faults, err = s.open(memory.FaultDevice, os.O_RDWR); err != nil {
+			in.Faults = 0 // whoever needs it is told
+		}
+	}
 	s.Incoming = in
 	return nil
 }
@@ -82,10 +89,20 @@ func (in *incomingSpec) config(s *spec) (*monitor.Incoming, error) {
 		return nil, err
 	}
 	out := &monitor.Incoming{}
-	if out.Listener, err = net.FileListener(f); err != nil {
+	l, err := net.FileListener(f)
+	if err != nil {
 		return nil, fmt.Errorf("incoming: %w", err)
 	}
 	f.Close()
+	var ok bool
+	if out.Listener, ok = l.(migrate.Listener); !ok {
+		return nil, errors.New("incoming: neither a TCP socket nor a unix socket")
+	}
+	if in.Faults != 0 {
+		if out.Faults, err = s.file(in.Faults); err != nil {
+			return nil, fmt.Errorf("incoming: %w", err)
+		}
+	}
 	if in.Cert == 0 {
 		return out, nil
 	}
@@ -115,6 +132,8 @@ func sendAway(ctx context.Context, c *control.Client, args []string) error {
 	peer := flags.String("peer", "", "")
 	streams := flags.Int("streams", 1, "")
 	flags.Func("mirror", "", func(v string) error { r.Mirror = append(r.Mirror, strings.Split(v, ",")...); return nil })
+	flags.BoolVar(&r.PostCopy, "post-copy", false, "")
+	flags.BoolVar(&r.Resume, "resume", false, "")
 	flags.DurationVar(&r.Downtime, "downtime", 0, "")
 	flags.BoolVar(&r.NoThrottle, "no-throttle", false, "")
 	if err := flags.Parse(args[1:]); err != nil {

@@ -35,12 +35,15 @@ Requests:
   forget-mark NAME MARK         a mark that nobody needs any more
   set-memory SIZE               how much memory the guest shall have
   migrate PLACE [--tls DIR] [--peer NAME] [--streams N] [--downtime D] [--no-throttle]
-          [--mirror DISK,...]
+          [--mirror DISK,...] [--post-copy | --resume]
                                 have the guest go on in the cleave-vmm that was
                                 started with --incoming PLACE, whose certificate
                                 has the name NAME (else PLACE's host). Disks are
                                 shared with that one, but for those that are to
-                                be copied to its own of the same names
+                                be copied to its own of the same names. With
+                                --post-copy it goes on before all of its memory
+                                is there; --resume sends what is left of that
+                                after the link broke
   migration                     how that goes, or went, on either side
   cancel-migration              stay, or wait no more
   settle-migration here|gone    where neither side knows who has the guest: tell

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/vmm/kvm"
+	"github.com/cleave-project/cleave/vmm/memory"
 )
 
 // files are the requests of ioctl for disks and ports, and for a terminal's
@@ -32,13 +33,13 @@ var noExec = []call{
 
 // thread is what a vCPU's thread may ask for.
 var thread = slices.Concat(
-	[]call{{unix.SYS_IOCTL, 1, is(kvm.RunRequests...)}}, everywhere, noExec,
+	[]call{{unix.SYS_IOCTL, 1, is(slices.Concat(kvm.RunRequests, memory.NeedRequests)...)}}, everywhere, noExec,
 	always(unix.SYS_SECCOMP), // may only make it stricter
 )
 
 // process is what all others may.
 var process = slices.Concat(
-	[]call{{unix.SYS_IOCTL, 1, is(slices.Concat(kvm.Requests, files)...)}},
+	[]call{{unix.SYS_IOCTL, 1, is(slices.Concat(kvm.Requests, files, memory.FaultRequests)...)}},
 	everywhere, noExec,
 	always(
 		unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREADV, unix.SYS_PWRITEV,

@@ -17,6 +17,10 @@ type Migrate struct {
 	Downtime time.Duration `json:"downtime,omitempty"`
 	// NoThrottle has the guest stay rather than be slowed down.
 	NoThrottle bool `json:"no_throttle,omitempty"`
+	// PostCopy has the guest go on there before all of its memory is there.
+	PostCopy bool `json:"post_copy,omitempty"`
+	// Resume goes on with one that was interrupted: all else is as it was.
+	Resume bool `json:"resume,omitempty"`
 	// Mirror names disks whose content goes along. All others have to be there.
 	Mirror []string `json:"mirror,omitempty"`
 }
@@ -38,6 +42,10 @@ const (
 	Stayed    = "stayed"
 	Arrived   = "arrived"
 	Undecided = "undecided" // paused until SettleMigration
+	// Following is that the guest runs at the destination, and a part of its
+	// memory follows; Interrupted, at the source, that it doesn't until Resume.
+	Following   = "following"
+	Interrupted = "interrupted"
 )
 
 // Migration is how one goes, or went.

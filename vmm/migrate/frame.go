@@ -8,7 +8,7 @@ import (
 )
 
 // version is the protocol's.
-const version = 1
+const version = 2
 
 type kind byte
 
@@ -24,6 +24,9 @@ const (
 	kindSynced
 	kindReady
 	kindRunning
+	kindLater
+	kindWant
+	kindWhole
 )
 
 // Bounds of payloads.
@@ -80,11 +83,11 @@ func readHead(r io.Reader) (h head, err error) {
 	le := binary.LittleEndian
 	h = head{kind(b[0]), b[1], le.Uint32(b[4:]), le.Uint64(b[8:]), le.Uint64(b[16:])}
 	switch {
-	case h.kind < kindHello || h.kind > kindRunning || b[2] != 0 || b[3] != 0:
+	case h.kind < kindHello || h.kind > kindWhole || b[2] != 0 || b[3] != 0:
 		return h, broken("a frame of kind %d", b[0])
 	case h.length > h.kind.most():
 		return h, broken("a frame of kind %d with %d bytes", h.kind, h.length)
-	case h.kind != kindZero && h.size != 0:
+	case h.kind != kindZero && h.kind != kindLater && h.kind != kindWant && h.size != 0:
 		return h, broken("a frame of kind %d that has a size", h.kind)
 	}
 	return h, nil

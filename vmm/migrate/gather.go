@@ -6,7 +6,14 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"time"
 )
+
+// Listener is where guests come to: a TCP or a unix socket.
+type Listener interface {
+	net.Listener
+	SetDeadline(time.Time) error
+}
 
 // arrival is a stream with what it said first.
 type arrival struct {
@@ -14,16 +21,19 @@ type arrival struct {
 	hello *hello
 }
 
-// gather accepts connections until one session has all its streams. It closes
-// the listener.
-func gather(ctx context.Context, l net.Listener, config *tls.Config) (*hello, []*stream, error) {
+// gather accepts connections until one session has all its streams: a new one,
+// or one that is resumed if that is named. The listener is left alone then.
+func gather(ctx context.Context, l Listener, config *tls.Config, resumed string) (*hello, []*stream, error) {
+	if err := l.SetDeadline(time.Time{}); err != nil {
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	arrivals := make(chan *arrival)
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	context.AfterFunc(ctx, func() { l.Close() })
+	context.AfterFunc(ctx, func() { _ = l.SetDeadline(past) })
 	wg.Go(func() { ended <- accept(ctx, l, config, arrivals, &wg) })
 	waiting := map[string][]*arrival{}
 	defer func() {
@@ -39,6 +49,11 @@ func gather(ctx context.Context, l net.Listener, config *tls.Config) (*hello, []
 			return nil, nil, err
 		case a := <-arrivals:
 			id := a.hello.Session
+			if a.hello.Resume != (resumed != "") || resumed != "" && id != resumed {
+				a.abort(errors.New("another guest is expected"))
+				a.Close()
+				continue
+			}
 			if len(waiting) >= maxStreams { // sources that began and went
 				for _, list := range waiting {
 					for _, a := range list {
@@ -79,7 +94,7 @@ func complete(list []*arrival) (first *hello, streams []*stream) {
 }
 
 // accept takes connections until there is no listener any more.
-func accept(ctx context.Context, l net.Listener, config *tls.Config, arrivals chan<- *arrival, wg *sync.WaitGroup) error {
+func accept(ctx context.Context, l Listener, config *tls.Config, arrivals chan<- *arrival, wg *sync.WaitGroup) error {
 	places := make(chan struct{}, 2*maxStreams)
 	for {
 		c, err := l.Accept()

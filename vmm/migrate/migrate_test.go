@@ -34,6 +34,10 @@ type fake struct {
 	loadErr error
 	runErr  error
 
+	memory *late       // at a destination
+	ahead  func(*late) // what the guest does there
+
+	noDisk    bool // leave the disk alone
 	throttled atomic.Int32
 	stop      chan struct{}
 	done      chan struct{}
@@ -148,7 +152,10 @@ func (f *fake) run(pages int) {
 				now = 1
 			}
 			for range now {
-				d := f.volumes[mrand.IntN(2)]
+				d := f.volumes[mrand.IntN(len(f.volumes))]
+				if f.noDisk {
+					d = f.volumes[0]
+				}
 				b := []byte{byte(n), byte(n >> 8)}
 				if n%3 == 0 {
 					b = []byte{0, 0}
@@ -178,8 +185,12 @@ func (f *fake) alive() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.running
 
 func (f *fake) Description() ([]byte, error) { return []byte(`{"Fake":true}`), nil }
 func (f *fake) Volumes() (out []Volume) {
-	for _, d := range f.volumes {
-		out = append(out, d)
+	for i, d := range f.volumes {
+		if i == 0 {
+			out = append(out, follower{d})
+		} else {
+			out = append(out, d)
+		}
 	}
 	return out
 }
@@ -195,8 +206,14 @@ func (f *fake) Prepare(_ []byte, v []Info) (out []Sink, err error) {
 	if len(v) != len(f.volumes) {
 		return nil, errors.New("no room for so many volumes")
 	}
-	for _, d := range f.volumes {
-		out = append(out, d)
+	f.memory = &late{disk: f.volumes[0], missing: map[int64]bool{}, wanted: map[int64]bool{}}
+	f.memory.came.L = &f.memory.mu
+	for i, d := range f.volumes {
+		if i == 0 {
+			out = append(out, f.memory)
+		} else {
+			out = append(out, d)
+		}
 	}
 	return out, nil
 }
@@ -204,6 +221,13 @@ func (f *fake) Load(s []byte) error { f.state = s; return f.loadErr }
 func (f *fake) Run() error {
 	if f.runErr == nil {
 		f.ran.Store(true)
+		if f.ahead != nil {
+			f.done = make(chan struct{})
+			go func() {
+				defer close(f.done)
+				f.ahead(f.memory)
+			}()
+		}
 	}
 	return f.runErr
 }
@@ -221,13 +245,13 @@ func same(t *testing.T, a, b *fake) {
 }
 
 // listen is a unix socket's listener, and a function to connect to it.
-func listen(t *testing.T) (net.Listener, func() net.Conn) {
+func listen(t *testing.T) (Listener, func() net.Conn) {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l, func() net.Conn {
+	return l.(Listener), func() net.Conn {
 		c, err := net.Dial("unix", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -238,7 +262,7 @@ func listen(t *testing.T) (net.Listener, func() net.Conn) {
 
 // move migrates from one fake to another, over connections, which connect
 // makes.
-func move(t *testing.T, from, to *fake, l net.Listener, conns []net.Conn, o Options, id *Identity) (r Report, sent, received error) {
+func move(t *testing.T, from, to *fake, l Listener, conns []net.Conn, o Options, id *Identity) (r Report, sent, received error) {
 	t.Helper()
 	done := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -509,7 +533,7 @@ func TestOnlyWhoHasACertificateIsHeard(t *testing.T) {
 	from, to := newFake(true), newFake(false)
 	from.run(1)
 	done := make(chan error, 1)
-	go func() { done <- Receive(t.Context(), l, to, destination) }()
+	go func() { done <- Receive(t.Context(), l.(Listener), to, destination) }()
 	wrongName := *source
 	wrongName.Peer = "c"
 	backwards := *destination // whose name the destination doesn't expect
@@ -546,11 +570,14 @@ func FuzzStream(f *testing.F) {
 	f.Add(frames(frame(head{kind: kindData, offset: 4096}, []byte("x")), frame(head{kind: kindZero, volume: 1, size: 512}, nil),
 		frame(head{kind: kindSync}, nil), frame(head{kind: kindState}, []byte("s")), frame(head{kind: kindGo}, nil)))
 	f.Add(frame(head{kind: kindState}, []byte("too early")))
+	f.Add(frames(frame(head{kind: kindData, offset: 4096}, []byte("x")), frame(head{kind: kindSync}, nil), frame(head{kind: kindLater, size: 8192}, nil),
+		frame(head{kind: kindSync, offset: 1}, nil), frame(head{kind: kindState}, []byte("s")), frame(head{kind: kindData}, make([]byte, 4096)),
+		frame(head{kind: kindGo}, nil), frame(head{kind: kindZero, offset: 4096, size: 4096}, nil), frame(head{kind: kindSync}, nil)))
 	f.Add(frame(head{kind: kindData, volume: 9, offset: 1 << 63}, []byte("x")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, d := net.Pipe()
 		to := newFake(false)
-		r := &receiver{streams: []*stream{newStream(d)}, place: to}
+		r := &receiver{streams: []*stream{newStream(d)}, place: to, again: func() ([]*stream, error) { return nil, errors.New("nobody comes back") }}
 		go func() {
 			go func() { _, _ = (&net.Buffers{b}).WriteTo(c); c.Close() }()
 			buf := make([]byte, 4096)
@@ -560,7 +587,7 @@ func FuzzStream(f *testing.F) {
 				}
 			}
 		}()
-		h := &hello{Version: version, Session: "s", Streams: 1, Volumes: []Info{{"memory", memorySize}, {"disk", 1 << 20}}}
+		h := &hello{Version: version, Session: "s", Streams: 1, Volumes: []Info{{Name: "memory", Size: memorySize, Later: true}, {Name: "disk", Size: 1 << 20}}}
 		err := r.receive(t.Context(), h, func() bool { return true })
 		r.close()
 		if to.ran.Load() && (err != nil || !bytes.Contains(b, head1(kindGo)) || len(to.state) == 0) {

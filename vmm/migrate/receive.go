@@ -6,28 +6,38 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Receive takes a guest from connections of a listener, which it closes,
-// until it is here or the source gives up. Connections that can't be the
+// until all of it is here or the source gives up. Connections that can't be the
 // source's are dropped, and others waited for. Without an error the guest
 // runs; with ErrUndecided it is loaded, and place.Run not called; with any
-// other it is not here.
-func Receive(ctx context.Context, l net.Listener, place Place, id *Identity) error {
+// other it is not here, or lost if it has run: its memory doesn't follow any
+// more, since ctx has ended.
+func Receive(ctx context.Context, l Listener, place Place, id *Identity) error {
+	defer l.Close()
 	var config *tls.Config
 	if id != nil {
 		var err error
 		if config, err = id.server(); err != nil {
-			l.Close()
 			return err
 		}
 	}
-	first, streams, err := gather(ctx, l, config)
+	first, streams, err := gather(ctx, l, config, "")
 	if err != nil {
 		return fmt.Errorf("wait for a guest: %w", errors.Join(err, context.Cause(ctx)))
 	}
-	r := &receiver{streams: streams, place: place}
+	r := &receiver{streams: streams, place: place, session: first.Session}
+	r.again = func() ([]*stream, error) {
+		_, streams, err := gather(ctx, l, config, r.session)
+		return streams, err
+	}
+	if !slices.ContainsFunc(first.Volumes, func(v Info) bool { return v.Later }) {
+		l.Close()
+	}
 	stop := context.AfterFunc(ctx, r.close)
 	defer stop()
 	defer r.close()
@@ -42,6 +52,11 @@ type receiver struct {
 	streams []*stream
 	place   Place
 	sinks   []Sink
+	session string
+	again   func() ([]*stream, error) // waits until the source comes back
+	// later is, of the sinks that may be filled when the guest runs, whether
+	// one will.
+	later atomic.Bool
 }
 
 func (r *receiver) close() {
@@ -53,7 +68,14 @@ func (r *receiver) close() {
 // receive is the whole of it, from the hello that describes the guest.
 func (r *receiver) receive(ctx context.Context, first *hello, detach func() bool) error {
 	control := r.streams[0]
-	if err := r.load(first); err != nil {
+	state, err := r.collect(first)
+	if err == nil && r.later.Load() {
+		return r.follow(ctx, state, detach)
+	}
+	if err == nil {
+		err = r.place.Load(state)
+	}
+	if err != nil {
 		// Who has said that it gave up needn't hear it.
 		if !errors.Is(err, errAborted) {
 			control.abort(err)
@@ -87,32 +109,30 @@ func (r *receiver) receive(ctx context.Context, first *hello, detach func() bool
 	return nil
 }
 
-// load receives all but the last word.
-func (r *receiver) load(first *hello) error {
-	var err error
+// collect receives volumes, or what of them doesn't come later, and the state.
+func (r *receiver) collect(first *hello) (state []byte, err error) {
 	if r.sinks, err = r.place.Prepare(first.Guest, first.Volumes); err != nil {
-		return err
+		return nil, err
 	}
 	if len(r.sinks) != len(first.Volumes) {
-		return fmt.Errorf("%d volumes where there is room for %d", len(first.Volumes), len(r.sinks))
+		return nil, fmt.Errorf("%d volumes where there is room for %d", len(first.Volumes), len(r.sinks))
 	}
 	blank := uint64(0)
 	for i, s := range r.sinks {
 		if s.Size() != first.Volumes[i].Size {
-			return fmt.Errorf("volume %q has %d bytes, and there is room for %d", first.Volumes[i].Name, first.Volumes[i].Size, s.Size())
+			return nil, fmt.Errorf("volume %q has %d bytes, and there is room for %d", first.Volumes[i].Name, first.Volumes[i].Size, s.Size())
+		}
+		if _, ok := s.(LaterSink); first.Volumes[i].Later && !ok {
+			return nil, fmt.Errorf("volume %q can't come when the guest runs already", first.Volumes[i].Name)
 		}
 		if s.Blank() {
 			blank |= 1 << i
 		}
 	}
 	if err := r.streams[0].send(head{kind: kindWelcome, offset: blank}, nil); err != nil {
-		return err
+		return nil, err
 	}
-	state, err := r.rounds()
-	if err != nil {
-		return err
-	}
-	return r.place.Load(state)
+	return r.rounds()
 }
 
 // rounds takes rounds until the state comes.
@@ -186,6 +206,8 @@ func (r *receiver) round(s *stream, first bool, round uint64) (state []byte, err
 			err = r.data(s, &h, buf)
 		case kindZero:
 			err = r.zero(&h)
+		case kindLater:
+			err = r.comesLater(&h)
 		case kindSync:
 			if h.offset != round {
 				return nil, broken("the end of round %d in round %d", h.offset, round)

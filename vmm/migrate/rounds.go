@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -62,7 +63,12 @@ func (s *sender) copy(ctx context.Context) (err error) {
 			return err
 		}
 		rest := left(list)
-		if time.Duration(float64(rest)/rate*float64(time.Second)) <= s.o.Downtime {
+		soon := func(n int64) bool { return time.Duration(float64(n)/rate*float64(time.Second)) <= s.o.Downtime }
+		if soon(rest) {
+			return s.switchOver(ctx, list, detach)
+		}
+		if s.o.PostCopy && soon(s.leave(list)) {
+			s.trail = newTrail(s)
 			return s.switchOver(ctx, list, detach)
 		}
 		if gained.note(rest); gained.little < 2 {
@@ -129,6 +135,11 @@ func (s *sender) written() (list []piece, err error) {
 	return list, nil
 }
 
+// leave is left without what may follow the guest.
+func (s *sender) leave(list []piece) int64 {
+	return left(slices.DeleteFunc(slices.Clone(list), func(p piece) bool { return s.follows(int(p.volume)) }))
+}
+
 // left is how many bytes are to be sent, at the most.
 func left(list []piece) (n int64) {
 	for _, p := range list {
@@ -155,10 +166,13 @@ func (s *sender) switchOver(ctx context.Context, list []piece, detach func() boo
 	}
 	if err != nil {
 		// A destination that is ready would wait for ever.
-		s.streams[0].abort(err)
+		s.abort(err)
 		return errors.Join(err, s.guest.Thaw())
 	}
 	// From here on the guest is not ours to let run.
+	if s.trail != nil {
+		return s.trail.follow(ctx, begin)
+	}
 	if err := s.streams[0].send(head{kind: kindGo}, nil); err != nil {
 		return fmt.Errorf("%w: %w", ErrUndecided, err)
 	}
@@ -172,11 +186,25 @@ func (s *sender) switchOver(ctx context.Context, list []piece, detach func() boo
 	return nil
 }
 
+// abort tells the destination, between what follows the guest if there is
+// something.
+func (s *sender) abort(why error) {
+	if s.trail != nil {
+		s.trail.mu.Lock()
+		defer s.trail.mu.Unlock()
+	}
+	s.streams[0].abort(why)
+}
+
 // rest sends what was left when the guest was stopped, and its state.
 func (s *sender) rest(list []piece, state []byte) error {
 	more, err := s.written()
 	if err != nil {
 		return err
+	}
+	if s.trail != nil {
+		s.trail.take(list)
+		s.trail.take(more)
 	}
 	if err := s.round(list, false); err != nil {
 		return err
@@ -187,6 +215,9 @@ func (s *sender) rest(list []piece, state []byte) error {
 	s.handing.Store(true)
 	if err := s.streams[0].send(head{kind: kindState}, state); err != nil {
 		return s.why(err)
+	}
+	if s.trail != nil {
+		return s.trail.ready()
 	}
 	return s.streams[0].expect(kindReady, 0)
 }

@@ -26,6 +26,9 @@ type Options struct {
 	// Throttle allows the guest's processors to be slowed down where it writes
 	// faster than the streams carry.
 	Throttle bool
+	// PostCopy has the guest go on at the destination before all of its memory
+	// is there, unless what a first round has left fits the downtime.
+	PostCopy bool
 	// Progress, if there is one, hears of each round that begins.
 	Progress func(Report)
 }
@@ -34,7 +37,7 @@ const defaultDowntime = 300 * time.Millisecond
 
 // Report is how a migration goes, or went.
 type Report struct {
-	Phase    string        `json:"phase"`    // copying or switching
+	Phase    string        `json:"phase"`    // copying, switching or following
 	Round    int           `json:"round"`    // from 1
 	Left     int64         `json:"left"`     // bytes of this round
 	Sent     int64         `json:"sent"`     // bytes of volumes that were not zero
@@ -54,7 +57,9 @@ type sender struct {
 	report  Report
 	sent    atomic.Int64
 	syncs   uint64
+	session string
 	handing atomic.Bool // the destination may be ready
+	trail   *trail      // with PostCopy, from the switch on
 }
 
 // Send moves a guest over connections, which it closes. Without an error the
@@ -91,8 +96,14 @@ func Send(ctx context.Context, conns []net.Conn, g Guest, o Options) (Report, er
 	return s.report, nil
 }
 
-// open makes streams of connections, and says on them what comes.
-func (s *sender) open(ctx context.Context, conns []net.Conn) error {
+// follows tells whether a volume may follow its guest.
+func (s *sender) follows(volume int) bool {
+	f, ok := s.volumes[volume].(Follower)
+	return ok && s.o.PostCopy && f.MayFollow()
+}
+
+// greet makes streams of connections, and says hello on them.
+func (s *sender) greet(ctx context.Context, conns []net.Conn, first hello) error {
 	var config *tls.Config
 	if s.o.Identity != nil {
 		var err error
@@ -100,32 +111,42 @@ func (s *sender) open(ctx context.Context, conns []net.Conn) error {
 			return err
 		}
 	}
-	description, err := s.guest.Description()
-	if err != nil {
-		return err
-	}
-	h := hello{Version: version, Session: rand.Text(), Streams: len(conns)}
+	s.streams = nil
 	for i, c := range conns {
 		t, err := secure(ctx, c, config, tls.Client)
 		if err != nil {
 			return err
 		}
 		s.streams = append(s.streams, t)
-		mine := h
-		mine.Stream = i
+		h := hello{}
 		if i == 0 {
-			mine.Guest = description
-			for _, v := range s.volumes {
-				mine.Volumes = append(mine.Volumes, Info{v.Name(), v.Size()})
-			}
+			h = first
 		}
-		b, err := json.Marshal(&mine)
+		h.Version, h.Session, h.Stream, h.Streams, h.Resume = version, s.session, i, len(conns), first.Resume
+		b, err := json.Marshal(&h)
 		if err != nil {
 			return err
 		}
 		if err := t.send(head{kind: kindHello}, b); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// open begins a migration.
+func (s *sender) open(ctx context.Context, conns []net.Conn) error {
+	description, err := s.guest.Description()
+	if err != nil {
+		return err
+	}
+	s.session = rand.Text()
+	first := hello{Guest: description}
+	for i, v := range s.volumes {
+		first.Volumes = append(first.Volumes, Info{v.Name(), v.Size(), s.follows(i)})
+	}
+	if err := s.greet(ctx, conns, first); err != nil {
+		return err
 	}
 	w, err := s.streams[0].next()
 	if err != nil {
@@ -144,6 +165,7 @@ func (s *sender) open(ctx context.Context, conns []net.Conn) error {
 type piece struct {
 	volume uint8
 	zero   bool
+	later  bool // it follows the guest
 	Range
 }
 
@@ -155,7 +177,7 @@ func pieces(volume int, list []Range, zero bool) (out []piece) {
 			step = r.Size
 		}
 		for ; r.Size > 0; r.Offset, r.Size = r.Offset+step, r.Size-step {
-			out = append(out, piece{uint8(volume), zero, Range{r.Offset, min(step, r.Size)}})
+			out = append(out, piece{uint8(volume), zero, false, Range{r.Offset, min(step, r.Size)}})
 		}
 	}
 	return out
@@ -203,8 +225,12 @@ func (s *sender) carry(t *stream, list []piece, next *atomic.Int64, first bool) 
 			return t.send(head{kind: kindSync, offset: s.syncs}, nil)
 		}
 		p := list[i]
-		if p.zero {
-			if err := t.put(head{kind: kindZero, volume: p.volume, offset: uint64(p.Offset), size: uint64(p.Size)}, nil); err != nil {
+		if p.later || p.zero {
+			k := kindZero
+			if p.later {
+				k = kindLater
+			}
+			if err := t.put(head{kind: k, volume: p.volume, offset: uint64(p.Offset), size: uint64(p.Size)}, nil); err != nil {
 				return err
 			}
 			continue

@@ -47,5 +47,22 @@ func (r *receiver) zero(h *head) error {
 	return nil
 }
 
+// comesLater takes note of what comes when the guest runs.
+func (r *receiver) comesLater(h *head) error {
+	to, err := r.sink(h, h.size)
+	if err != nil {
+		return err
+	}
+	later, ok := to.(LaterSink)
+	if !ok || h.length != 0 {
+		return broken("volume %d can't come later", h.volume)
+	}
+	r.later.Store(true)
+	if err := later.Later(int64(h.offset), int64(h.size)); err != nil {
+		return errors.Join(errPlace, err)
+	}
+	return nil
+}
+
 // errPlace is that the destination can't keep what came.
 var errPlace = errors.New("write what came")

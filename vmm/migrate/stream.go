@@ -52,6 +52,14 @@ func (s *stream) halt(writing bool) {
 	}
 }
 
+// revive undoes a halt of reading, of which nothing was lost: nothing came.
+func (s *stream) revive() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = false
+	_ = s.SetReadDeadline(time.Time{})
+}
+
 // halted tells whether it was said to wait no more.
 func (s *stream) halted() bool {
 	s.mu.Lock()
@@ -126,6 +134,11 @@ func (s *stream) nextWithin(d time.Duration) (head, error) {
 	if err := s.patience(&s.deaf, s.SetReadDeadline, d); err != nil {
 		return head{}, err
 	}
+	return s.frame()
+}
+
+// frame reads a head, for as long as was allowed before.
+func (s *stream) frame() (head, error) {
 	h, err := readHead(s.in)
 	if err != nil || h.kind != kindAbort {
 		return h, err
@@ -155,6 +168,7 @@ type hello struct {
 	Session string
 	Stream  int
 	Streams int
+	Resume  bool            `json:",omitempty"` // of what was interrupted
 	Volumes []Info          `json:",omitempty"`
 	Guest   json.RawMessage `json:",omitempty"`
 }
@@ -169,7 +183,7 @@ func (h *hello) check() error {
 		return fmt.Errorf("the source speaks version %d of the protocol, and not %d", h.Version, version)
 	case h.Session == "" || h.Streams < 1 || h.Streams > maxStreams || h.Stream < 0 || h.Stream >= h.Streams:
 		return broken("stream %d of %d", h.Stream, h.Streams)
-	case h.Stream == 0 && (len(h.Volumes) == 0 || len(h.Volumes) > maxVolumes):
+	case h.Stream == 0 && !h.Resume && (len(h.Volumes) == 0 || len(h.Volumes) > maxVolumes):
 		return broken("%d volumes", len(h.Volumes))
 	}
 	for _, v := range h.Volumes {

@@ -34,6 +34,29 @@ type Sink interface {
 	Flush() error
 }
 
+// Follower is a Volume of which a part may be sent when the guest runs elsewhere
+// already: it doesn't change any more then.
+type Follower interface {
+	Volume
+	MayFollow() bool
+}
+
+// LaterSink is a Sink of which a part may come when the guest runs already.
+type LaterSink interface {
+	Sink
+	// Later says that a part comes later, whatever there is now.
+	Later(off, n int64) error
+	// Await has who needs such a part wait for it, from now on. want is told
+	// what is needed, under locks, and doesn't wait. What is written is for
+	// such parts alone, and leaves alone what isn't missing any more.
+	Await(want func(Range)) error
+	// Missing are the parts that haven't come; what of them is needed is
+	// wanted anew.
+	Missing() []Range
+	// Abandon ends the waiting: nothing more will come.
+	Abandon()
+}
+
 // Guest is a machine that may leave. Its methods are called one after the
 // other, but for those of volumes' ReadAt.
 type Guest interface {
@@ -65,6 +88,9 @@ type Place interface {
 type Info struct {
 	Name string
 	Size int64
+	// Later is that a part may come when the guest runs: its Sink has to be a
+	// LaterSink.
+	Later bool `json:",omitempty"`
 }
 
 // holes are what ranges, which are in order, leave of a volume.

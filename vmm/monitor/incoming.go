@@ -3,17 +3,23 @@ package monitor
 import (
 	"context"
 	"errors"
-	"net"
+	"fmt"
+	"os"
+	"sync"
 
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
+	"github.com/cleave-project/cleave/vmm/memory"
 	"github.com/cleave-project/cleave/vmm/migrate"
 )
 
 // Incoming is where a guest may come from.
 type Incoming struct {
-	Listener net.Listener
+	Listener migrate.Listener
 	Identity *migrate.Identity // nil for a listener within the host
+	// Faults is an open memory.FaultDevice, without which guests don't run
+	// before all of their memory is here.
+	Faults *os.File
 }
 
 // place is a monitor that waits for a guest.
@@ -21,6 +27,7 @@ type place struct {
 	monitor *Monitor
 	machine *vmm.Machine
 	goOn    bool
+	runs    chan struct{} // closed by Run
 }
 
 // Prepare implements migrate.Place.
@@ -34,12 +41,20 @@ func (p *place) Prepare(description []byte, volumes []migrate.Info) ([]migrate.S
 		return nil, err
 	}
 	c := m.machineConfig()
-	c.Devices = nil
+	c.Devices, c.Faults = nil, m.config.Incoming.Faults
+	if volumes[0].Later {
+		switch {
+		case c.Faults == nil:
+			return nil, fmt.Errorf("a guest can run before all of its memory is here only where there is %s (since Linux 6.1)", memory.FaultDevice)
+		case c.HugePages:
+			return nil, errors.New("a guest with huge pages can't run before all of its memory is here")
+		}
+	}
 	if p.machine, err = vmm.Expect(m.sys, c, description); err != nil {
 		return nil, err
 	}
 	m.moved(func(s *moves) { s.now.State = control.Arriving })
-	return append([]migrate.Sink{p.machine.Image()}, sinks...), nil
+	return append([]migrate.Sink{image{p.machine.Image()}}, sinks...), nil
 }
 
 // Load implements migrate.Place: from here on the disks have what the guest
@@ -70,7 +85,12 @@ func (p *place) Run() error {
 		}
 	}
 	m.machine = p.machine
-	m.moved(func(s *moves) { s.now.State, s.cancel = control.Arrived, nil })
+	m.moved(func(s *moves) {
+		if s.now.State, s.cancel = control.Arrived, nil; p.machine.Absent() > 0 {
+			s.now.State, s.coming = control.Following, p.machine
+		}
+	})
+	close(p.runs)
 	return nil
 }
 
@@ -86,14 +106,50 @@ func (m *Monitor) absent() error {
 }
 
 // arrive waits for a guest, and for the word whether it is here if that isn't
-// decided.
-func (m *Monitor) arrive(ctx context.Context) error {
+// decided. What follows it is taken care of in the background.
+func (m *Monitor) arrive(ctx context.Context, background *sync.WaitGroup) error {
 	in := m.config.Incoming
-	p := &place{monitor: m}
+	p := &place{monitor: m, runs: make(chan struct{})}
 	receiving, cancel := context.WithCancel(ctx)
-	defer cancel()
 	m.moved(func(s *moves) { s.now.State, s.cancel = control.Awaiting, cancel })
-	err := migrate.Receive(receiving, in.Listener, p, in.Identity)
+	received := make(chan error, 1)
+	background.Go(func() { received <- migrate.Receive(receiving, in.Listener, p, in.Identity) })
+	select {
+	case err := <-received:
+		cancel()
+		return m.received(ctx, p, err)
+	case <-p.runs:
+		background.Go(func() {
+			defer cancel()
+			m.followed(p.machine, received, cancel)
+		})
+		return nil
+	}
+}
+
+// followed waits until all of a guest is here, or it has ended.
+func (m *Monitor) followed(machine *vmm.Machine, received <-chan error, cancel func()) {
+	var err error
+	select {
+	case err = <-received:
+	case <-machine.Ended():
+		cancel()
+		err = <-received
+	}
+	m.moved(func(s *moves) {
+		s.coming = nil
+		if s.now.State = control.Arrived; err != nil {
+			s.now.Error = err.Error()
+		}
+	})
+	if err != nil {
+		machine.Stop() // nothing, if it has ended
+	}
+}
+
+// received is what becomes of a guest that doesn't run when it has been
+// received.
+func (m *Monitor) received(ctx context.Context, p *place, err error) error {
 	if errors.Is(err, migrate.ErrUndecided) {
 		word := make(chan error, 1)
 		m.undecided(err, func(here bool) error {

@@ -72,7 +72,7 @@ func sendMirror(t *testing.T, g *mirrorGuest, to migrate.Sink) error {
 		t.Fatal(err)
 	}
 	received := make(chan error, 1)
-	go func() { received <- migrate.Receive(t.Context(), l, mirrorPlace{to}, nil) }()
+	go func() { received <- migrate.Receive(t.Context(), l.(migrate.Listener), mirrorPlace{to}, nil) }()
 	var conns []net.Conn
 	for range 2 {
 		c, err := net.Dial("unix", l.Addr().String())

@@ -247,7 +247,7 @@ func (m *Monitor) Run(ctx context.Context) (vmm.End, error) {
 		go m.input() // which nothing ends but the process's own end
 	}
 	if m.config.Incoming != nil {
-		if err := m.arrive(ctx); err != nil {
+		if err := m.arrive(ctx, &wg); err != nil {
 			return vmm.End{}, err
 		}
 	}

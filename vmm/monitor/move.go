@@ -19,9 +19,12 @@ import (
 type moves struct {
 	now    control.Migration
 	cancel context.CancelFunc // while one goes on
+	coming *vmm.Machine       // whose memory follows it
 	// settled, while who has the guest is undecided, is called with whether it
 	// shall be here.
 	settled func(here bool) error
+	// resume, while a guest's memory doesn't follow it, sends the rest of it.
+	resume func(context.Context, []net.Conn) error
 }
 
 // leaving is the guest of a machine as package migrate knows it.
@@ -65,7 +68,8 @@ func (l leaving) Freeze() ([]byte, error) {
 	return state, nil
 }
 
-// image is a machine's memory as a volume.
+// image is a machine's memory as a volume, and as a sink that may be filled
+// later.
 type image struct{ vmm.Image }
 
 // Begin implements migrate.Volume.
@@ -73,6 +77,17 @@ func (i image) Begin() ([]migrate.Range, error) { return ranges(i.Image.Begin())
 
 // Written implements migrate.Volume.
 func (i image) Written() ([]migrate.Range, error) { return ranges(i.Image.Written()) }
+
+// Await implements migrate.LaterSink.
+func (i image) Await(want func(migrate.Range)) error {
+	return i.Image.Await(func(p vmm.Part) { want(migrate.Range(p)) })
+}
+
+// Missing implements migrate.LaterSink.
+func (i image) Missing() []migrate.Range {
+	out, _ := ranges(i.Image.Missing(), nil)
+	return out
+}
 
 func ranges(list []vmm.Part, err error) (out []migrate.Range, _ error) {
 	for _, p := range list {
@@ -94,7 +109,12 @@ func (m *Monitor) Migrate(ctx context.Context, c control.Migrate, files []*os.Fi
 	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err = m.with(func(machine *vmm.Machine) error { return m.leave(ctx, cancel, machine, c, conns) })
+	err = m.with(func(machine *vmm.Machine) error {
+		if c.Resume {
+			return m.resume(ctx, conns)
+		}
+		return m.leave(ctx, cancel, machine, c, conns)
+	})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.moves.now, err
@@ -122,18 +142,31 @@ func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine 
 		case <-ctx.Done():
 		}
 	}()
-	o := migrate.Options{Downtime: c.Downtime, Throttle: !c.NoThrottle, Progress: func(r migrate.Report) {
-		m.moved(func(s *moves) { s.now.Report = r })
+	o := migrate.Options{Downtime: c.Downtime, Throttle: !c.NoThrottle, PostCopy: c.PostCopy, Progress: func(r migrate.Report) {
+		m.moved(func(s *moves) {
+			if s.now.Report = r; r.Phase == control.Following {
+				s.now.State, s.cancel = control.Following, nil
+			}
+		})
 	}}
 	if c.Identity != nil {
 		id := migrate.Identity(*c.Identity)
 		o.Identity = &id
 	}
 	_, err = migrate.Send(ctx, conns, leaving{move, m, mirrors}, o)
+	m.left(move, err)
+	return err
+}
+
+// left notes how sending a guest away has ended.
+func (m *Monitor) left(move *vmm.Move, err error) {
+	var cut *migrate.Interrupted
 	switch {
 	case err == nil:
-		m.moved(func(s *moves) { s.now.State, s.cancel = control.Gone, nil })
+		m.moved(func(s *moves) { s.now.State, s.now.Error, s.cancel = control.Gone, "", nil })
 		move.Gone()
+	case errors.As(err, &cut):
+		m.interrupted(move, cut)
 	case errors.Is(err, migrate.ErrUndecided):
 		m.undecided(err, func(here bool) error {
 			if !here {
@@ -147,7 +180,42 @@ func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine 
 		move.End()
 		m.moved(func(s *moves) { s.now.State, s.now.Error, s.cancel = control.Stayed, err.Error(), nil })
 	}
-	return err
+}
+
+// interrupted has what is left of a guest wait until it is sent, or nobody
+// needs it any more.
+func (m *Monitor) interrupted(move *vmm.Move, cut *migrate.Interrupted) {
+	m.moved(func(s *moves) {
+		s.now.State, s.now.Error, s.cancel = control.Interrupted, cut.Error(), nil
+		s.resume = func(ctx context.Context, conns []net.Conn) error {
+			_, err := cut.Resume(ctx, conns)
+			m.left(move, err)
+			return err
+		}
+		s.settled = func(here bool) error {
+			switch {
+			case !here:
+				move.Gone()
+				return nil
+			case cut.Ran:
+				return errors.New("the guest has gone on elsewhere since: what is here of it is past")
+			}
+			defer move.End()
+			return move.Thaw()
+		}
+	})
+}
+
+// resume goes on with what was interrupted.
+func (m *Monitor) resume(ctx context.Context, conns []net.Conn) error {
+	m.mu.Lock()
+	f := m.moves.resume
+	m.moves.resume, m.moves.settled = nil, nil
+	m.mu.Unlock()
+	if f == nil {
+		return errors.New("resume a migration: there is none that was interrupted")
+	}
+	return f(ctx, conns)
 }
 
 // mayLeave tells what keeps the guest here.
@@ -179,7 +247,11 @@ func (m *Monitor) undecided(err error, f func(here bool) error) {
 func (m *Monitor) Migration(context.Context) (control.Migration, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.moves.now, nil
+	now := m.moves.now
+	if m.moves.coming != nil {
+		now.Left = m.moves.coming.Absent()
+	}
+	return now, nil
 }
 
 // CancelMigration implements control.Machine.
@@ -196,19 +268,23 @@ func (m *Monitor) CancelMigration(context.Context) error {
 // SettleMigration implements control.Machine.
 func (m *Monitor) SettleMigration(_ context.Context, s control.Settle) error {
 	m.mu.Lock()
-	f := m.moves.settled
-	m.moves.settled = nil
+	f, resume := m.moves.settled, m.moves.resume
+	m.moves.settled, m.moves.resume = nil, nil
 	m.mu.Unlock()
 	if f == nil {
 		return errors.New("settle a migration: there is none that is undecided")
 	}
 	err := f(s.Here)
+	if err != nil {
+		m.moved(func(v *moves) { v.settled, v.resume = f, resume })
+		return err
+	}
 	state := control.Gone
 	if s.Here {
 		state = control.Stayed
 	}
 	m.moved(func(v *moves) { v.now.State = state })
-	return err
+	return nil
 }
 
 // connections takes over what is open as such.

@@ -17,6 +17,8 @@ import (
 	"github.com/cleave-project/cleave/vmm"
 	"github.com/cleave-project/cleave/vmm/control"
 	"github.com/cleave-project/cleave/vmm/internal/tiny"
+	"github.com/cleave-project/cleave/vmm/memory"
+	"github.com/cleave-project/cleave/vmm/migrate"
 )
 
 // counting is a guest that counts in memory, and says each number.
@@ -62,7 +64,7 @@ func newStation(t *testing.T, kernel *os.File, said io.Writer) *station {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Incoming = &Incoming{Listener: in}
+		c.Incoming = &Incoming{Listener: in.(migrate.Listener), Faults: faults(t)}
 	}
 	m, err := New(host(t), c)
 	if err != nil {
@@ -79,6 +81,17 @@ func newStation(t *testing.T, kernel *os.File, said io.Writer) *station {
 	}
 	t.Cleanup(func() { cancel(); s.Close() })
 	return s
+}
+
+// faults is what a guest needs that runs before all of its memory is there.
+func faults(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(memory.FaultDevice, os.O_RDWR, 0)
+	if err != nil {
+		return nil
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // to are the files of connections to where a guest can come to.
@@ -257,4 +270,109 @@ func cutAfter(t *testing.T, far *os.File, k int64) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// walking is a guest that counts in many pages, and says each number, by the
+// count of another page each time.
+func walking() tiny.Code {
+	const pages = 48
+	page := func(n int) uint32 { return uint32(scratch + n<<12) }
+	var c tiny.Code
+	for n := range pages {
+		c.Store32(page(n), 0)
+	}
+	here := len(c)
+	for said := range 4 {
+		for n := range pages {
+			c.Increment(page(n))
+		}
+		c.Copy8(serial, page(said*(pages-1)/3))
+	}
+	c.Jump(here)
+	return c
+}
+
+// ahead are the moves of a guest that goes on before all of its memory is
+// there.
+var ahead = control.Migrate{PostCopy: true, Downtime: 1}
+
+func TestAGuestGoesOnBeforeItsMemoryIsThere(t *testing.T) {
+	said := newSequence()
+	at := newStation(t, kernel(t, walking()), said)
+	if faults(t) == nil {
+		t.Skip("no " + memory.FaultDevice)
+	}
+	followed := 0
+	for i := range 6 {
+		said.more(t)
+		next := newStation(t, nil, said)
+		m, err := at.Migrate(t.Context(), ahead, next.to(t, 1+i%3))
+		if m.Phase == control.Following {
+			followed++ // unless it wrote nothing while it was copied
+		}
+		if err != nil || m.State != control.Gone {
+			t.Fatalf("move %d: %+v, %v", i, m, err)
+		}
+		if end := <-at.end; end.Reason != vmm.Moved {
+			t.Fatalf("the source ended by %+v", end)
+		}
+		said.more(t)
+		if m, err := next.Migration(t.Context()); err != nil || m.State != control.Arrived || m.Left != 0 {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		at = next
+	}
+	if followed == 0 {
+		t.Error("no memory ever followed its guest")
+	}
+}
+
+// TestAGuestWhoseMemoryIsCutOffWaitsForIt cuts connections behind any number of
+// bytes, until all of a guest is there.
+func TestAGuestWhoseMemoryIsCutOffWaitsForIt(t *testing.T) {
+	if faults(t) == nil {
+		t.Skip("no " + memory.FaultDevice)
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	said := newSequence()
+	at := newStation(t, kernel(t, walking()), said)
+	outcomes := map[string]int{}
+	for range 12 {
+		said.more(t)
+		next := newStation(t, nil, said)
+		how, what := ahead, "stayed"
+		for {
+			files := []*os.File{cutAfter(t, next.to(t, 1)[0], 40<<10+random.Int64N(600<<10))}
+			m, err := at.Migrate(t.Context(), how, files)
+			if err == nil {
+				what = strings.TrimPrefix(what+", "+m.State, "stayed, ")
+				break
+			}
+			now, e := at.Migration(t.Context())
+			if e != nil || now.State != control.Interrupted && now.State != control.Stayed {
+				t.Fatalf("%+v, %v: %v", now, e, err)
+			}
+			if now.State == control.Stayed {
+				break
+			}
+			if e := at.Resume(t.Context()); e == nil {
+				t.Fatal("a guest goes on that is elsewhere")
+			}
+			how, what = control.Migrate{Resume: true}, "interrupted"
+		}
+		outcomes[what]++
+		if what == "stayed" {
+			_ = next.CancelMigration(t.Context())
+			<-next.ended
+			continue
+		}
+		if err := <-at.ended; err != nil {
+			t.Fatal(err)
+		}
+		at = next
+	}
+	said.more(t)
+	t.Log(outcomes)
 }
