@@ -45,6 +45,12 @@ func track(b *blk.Device, disk blk.Disk, d Disk, lost string) (*tracked, error) 
 	return t, nil
 }
 
+// settledHere tells whether the guest was here at its end for sure.
+func (m *moves) settledHere() bool {
+	s := m.now.State
+	return s == "" || s == control.Stayed || s == control.Arrived
+}
+
 // end keeps what is to be known of the disk, to which nothing is written any
 // more.
 func (t *tracked) end() error {

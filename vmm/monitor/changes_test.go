@@ -175,7 +175,7 @@ func TestManyChangesAreTold(t *testing.T) {
 }
 
 func TestAGuestThatGoesElsewhereTakesItsMarks(t *testing.T) {
-	for _, state := range []string{control.Gone, control.Undecided} {
+	for _, state := range []string{control.Gone, control.Undecided, control.Leaving, control.Following, control.Interrupted} {
 		c := newChanging(t)
 		c.begin("")
 		m := c.mark()
@@ -183,6 +183,11 @@ func TestAGuestThatGoesElsewhereTakesItsMarks(t *testing.T) {
 		c.end()
 		c.begin("")
 		c.isLost(m, "elsewhere")
+		m = c.mark()
+		c.moves.now.State = control.Stayed
+		c.end()
+		c.begin("")
+		c.isSince(m)
 	}
 }
 

@@ -315,10 +315,9 @@ func (m *Monitor) close() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	elsewhere := m.moves.now.State == control.Gone || m.moves.now.State == control.Undecided
 	for _, d := range m.devices {
 		if d.tracked != nil {
-			d.tracked.elsewhere = elsewhere
+			d.tracked.elsewhere = !m.moves.settledHere()
 		}
 		d.close()
 	}
