@@ -159,6 +159,7 @@ type Capabilities struct {
 	Display     bool // the engine is a Display
 	Plug        bool // the engine is a Plugger
 	Save        bool // the engine is a Saver
+	Track       bool // the engine is a Tracker
 	TPM         bool
 	Archs       []string // of guests, as Go names them; the host's first
 	// MinMemory is less than which no guest comes up with; 0 if there is no

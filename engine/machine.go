@@ -139,6 +139,41 @@ type Saver interface {
 	Save(ctx context.Context, id, path string) error
 }
 
+// Tracker is an engine that can tell which blocks of a running guest's disks
+// were changed since a mark was made, for backups and replicas. A disk is named
+// root, volume-N for that of mount N of Spec.Mounts, or by its Disk.ID.
+//
+// A copy is brought up to date by making a mark, asking what was changed since
+// the one before, and copying that. What is written meanwhile is told by the
+// next round, so the copy is whole when the guest stands still in the last one,
+// or when what is copied is a snapshot of the disk that is younger than the
+// new mark.
+//
+// Marks are known as long as the guest runs, and over its end and the next
+// start if it ended in order and nobody else has written to the disk. A mark
+// that isn't known is no error: then everything may have changed.
+type Tracker interface {
+	// MarkDisk makes a mark. A disk has a bounded number of them
+	// ("no-resources").
+	MarkDisk(ctx context.Context, id, disk string) (mark string, err error)
+	ChangedSince(ctx context.Context, id, disk, mark string) (Changes, error)
+	// ForgetMark forgets a mark that nobody needs. One that isn't known is no
+	// error.
+	ForgetMark(ctx context.Context, id, disk, mark string) error
+}
+
+// Changes is what of a disk was changed.
+type Changes struct {
+	Size int64 // of the disk, in bytes
+	// Ranges are sorted and don't overlap.
+	Ranges []Range
+	// Lost is why the mark isn't known; Ranges is all of the disk then.
+	Lost string
+}
+
+// Range is a part of a disk, in bytes.
+type Range struct{ Offset, Size int64 }
+
 // Vitals are what can be told of a running machine beyond what every guest
 // has.
 type Vitals struct {

@@ -50,6 +50,7 @@ var (
 	_ engine.Plugger   = (*Engine)(nil)
 	_ engine.Booter    = (*Engine)(nil)
 	_ engine.Saver     = (*Engine)(nil)
+	_ engine.Tracker   = (*Engine)(nil)
 	_ engine.Inspector = (*Engine)(nil)
 )
 

@@ -152,6 +152,35 @@ func (e *Engine) Save(ctx context.Context, id, path string) error {
 	return s.Save(ctx, id, path)
 }
 
+const track = "tell which blocks of its disks were changed"
+
+// MarkDisk implements engine.Tracker.
+func (e *Engine) MarkDisk(ctx context.Context, id, disk string) (string, error) {
+	t, err := capable[engine.Tracker](e, id, track)
+	if err != nil {
+		return "", err
+	}
+	return t.MarkDisk(ctx, id, disk)
+}
+
+// ChangedSince implements engine.Tracker.
+func (e *Engine) ChangedSince(ctx context.Context, id, disk, mark string) (engine.Changes, error) {
+	t, err := capable[engine.Tracker](e, id, track)
+	if err != nil {
+		return engine.Changes{}, err
+	}
+	return t.ChangedSince(ctx, id, disk, mark)
+}
+
+// ForgetMark implements engine.Tracker.
+func (e *Engine) ForgetMark(ctx context.Context, id, disk, mark string) error {
+	t, err := capable[engine.Tracker](e, id, track)
+	if err != nil {
+		return err
+	}
+	return t.ForgetMark(ctx, id, disk, mark)
+}
+
 // Inspect implements engine.Inspector.
 func (e *Engine) Inspect(ctx context.Context, id string) (engine.Vitals, error) {
 	i, err := capable[engine.Inspector](e, id, "tell more of it")

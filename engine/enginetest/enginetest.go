@@ -71,6 +71,7 @@ func Run(t *testing.T, f Fixture) {
 		{"KillEndsEverything", (*suite).kill},
 		{"PauseStopsAndResumeContinues", (*suite).pause},
 		{"GuestGoesOnFromItsSavedMemory", (*suite).savedMemory},
+		{"DisksTellWhatWasChanged", (*suite).trackedDisks},
 		{"AgentExecutesBesideTheEntryPoint", (*suite).agentExec},
 		{"AgentCarriesTreesBothWays", (*suite).agentFiles},
 		{"MemoryLimitHolds", (*suite).memoryLimit},

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -35,12 +36,24 @@ func openDisk(path string, readOnly bool, base uint32) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	owner := int(base) + jail.ID
-	if err := errors.Join(f.Chown(owner, owner), f.Chmod(0o600)); err != nil {
+	if err := give(f, int(base)+jail.ID); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("give %s to the monitor: %w", path, err)
 	}
 	return f, nil
+}
+
+// give makes a file a user's, unless it is. The time of a change of the owner
+// would say that somebody has changed the disk (engine.Tracker).
+func give(f *os.File, owner int) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if s := st.Sys().(*syscall.Stat_t); int(s.Uid) == owner && int(s.Gid) == owner && st.Mode().Perm() == 0o600 {
+		return nil
+	}
+	return errors.Join(f.Chown(owner, owner), f.Chmod(0o600))
 }
 
 // openImage opens a disk that guests share, and lets every monitor that has

@@ -4,13 +4,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cleave-project/cleave/api"
 	"github.com/cleave-project/cleave/engine"
+	"github.com/cleave-project/cleave/engine/machine/jail"
 )
 
 // small is a directory with room for size bytes.
@@ -64,6 +67,32 @@ func TestDiskIsNoLink(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(secret, &st); err != nil || st.Uid != 0 {
 		t.Errorf("the host's file belongs to %d, error %v", st.Uid, err)
+	}
+}
+
+// TestADiskThatIsTheMonitorsIsLeftAsItIs: the time of its last change is what
+// tells that nobody has changed it between two starts.
+func TestADiskThatIsTheMonitorsIsLeftAsItIs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var times []syscall.Timespec
+	for range 3 {
+		f, err := openDisk(path, false, 1<<16)
+		if err != nil {
+			t.Skipf("needs to be root: %v", err)
+		}
+		st, err := f.Stat()
+		f.Close()
+		if err != nil || st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid != 1<<16+jail.ID {
+			t.Fatalf("%+v, %v", st, err)
+		}
+		times = append(times, st.Sys().(*syscall.Stat_t).Ctim)
+		time.Sleep(20 * time.Millisecond) // a tick of the clock that times are of, and more
+	}
+	if times[0] != times[1] || times[1] != times[2] {
+		t.Errorf("it was changed at %v", times)
 	}
 }
 

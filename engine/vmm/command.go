@@ -49,7 +49,9 @@ func (m *monitor) Command(_ context.Context, p *machine.Plan) (_ *machine.Comman
 	if err := c.channels(p); err != nil {
 		return nil, err
 	}
-	c.disks(p)
+	if err := c.disks(p); err != nil {
+		return nil, err
+	}
 	for i, n := range p.NICs {
 		c.add("--net", fmt.Sprintf("%s,name=%s,mac=%s", fd(c.File(p.Taps[i])), nicID(n.Name), n.MAC))
 	}
@@ -124,28 +126,45 @@ func (c *commandLine) channels(p *machine.Plan) error {
 	return nil
 }
 
-// disks adds the disks, by whose names boot finds them.
-func (c *commandLine) disks(p *machine.Plan) {
-	disk := func(name string, f *os.File, readOnly bool) {
-		if f == nil {
-			return
+// disks adds the disks, by whose names boot finds them. Those in directories of
+// volumes have a record of what is changed beside them.
+func (c *commandLine) disks(p *machine.Plan) error {
+	disk := func(name string, f *os.File, more string) {
+		if f != nil {
+			c.add("--disk", fmt.Sprintf("%s,name=%s,serial=%s%s", fd(c.File(f)), diskID(name), name, more))
 		}
-		arg := fmt.Sprintf("%s,name=%s,serial=%s", fd(c.File(f)), diskID(name), name)
-		if readOnly {
-			arg += ",readonly"
-		}
-		c.add("--disk", arg)
 	}
-	disk(machine.RoleImage, p.Image, true)
-	disk(machine.RoleRoot, p.Root, false)
-	disk(machine.RoleControl, p.Control, false)
-	disk(machine.RoleModules, p.Modules, true)
+	own := func(name string, f *os.File) error {
+		record, err := openRecord(f)
+		if err != nil {
+			return err
+		}
+		disk(name, f, ",changes="+c.give(record))
+		return nil
+	}
+	const readOnly = ",readonly"
+	disk(machine.RoleImage, p.Image, readOnly)
+	if err := own(machine.RoleRoot, p.Root); err != nil {
+		return err
+	}
+	disk(machine.RoleControl, p.Control, "")
+	disk(machine.RoleModules, p.Modules, readOnly)
 	for i, f := range p.Volumes {
-		disk(machine.DiskName(machine.RoleVolume, i), f, p.Mounts[i].ReadOnly)
+		name := machine.DiskName(machine.RoleVolume, i)
+		if p.Mounts[i].ReadOnly {
+			disk(name, f, readOnly)
+		} else if err := own(name, f); err != nil {
+			return err
+		}
 	}
 	for i, f := range p.Disks {
-		disk(p.Machine.Disks[i].ID, f, p.Machine.Disks[i].ReadOnly)
+		more := ""
+		if p.Machine.Disks[i].ReadOnly {
+			more = readOnly
+		}
+		disk(p.Machine.Disks[i].ID, f, more)
 	}
+	return nil
 }
 
 // kernelLine is the kernel's command line. A panic resets at once. One serial

@@ -41,7 +41,7 @@ var (
 		"TestMonitorIsShutIn", "TestSystemIsInspected",
 	}
 	shared = []string{
-		"TerminalIsOne", "PauseStopsAndResumeContinues", "GuestGoesOnFromItsSavedMemory", "LimitsChangeWhileRunning",
+		"TerminalIsOne", "PauseStopsAndResumeContinues", "GuestGoesOnFromItsSavedMemory", "LimitsChangeWhileRunning", "DisksTellWhatWasChanged",
 	}
 )
 

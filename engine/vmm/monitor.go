@@ -45,7 +45,7 @@ func (*monitor) Kind() api.Kind { return api.KindVM }
 // Probe implements machine.Monitor.
 func (m *monitor) Probe(context.Context) (engine.Capabilities, []api.Finding) {
 	caps := engine.Capabilities{
-		Pause: true, Resize: true, Disks: true, Plug: true, Save: true,
+		Pause: true, Resize: true, Disks: true, Plug: true, Save: true, Track: true,
 		MinMemory: minMemory, MaxCPUs: maxCPUs, Archs: []string{runtime.GOARCH},
 	}
 	k := m.measure()

@@ -42,8 +42,15 @@ func (e *Engine) AttachDisk(ctx context.Context, id string, d engine.Disk) error
 		return err
 	}
 	defer f.Close()
+	var record *os.File
+	if d.Size > 0 && !d.ReadOnly { // that of a volume, in a directory of its own
+		if record, err = openRecord(f); err != nil {
+			return err
+		}
+		defer record.Close()
+	}
 	err = plug(ctx, g, diskID(d.ID), "disk "+d.ID, func(ctx context.Context, c *control.Client) error {
-		return c.AddDisk(ctx, control.Disk{Name: plugged + diskID(d.ID), Serial: d.ID, ReadOnly: d.ReadOnly}, f, nil)
+		return c.AddDisk(ctx, control.Disk{Name: plugged + diskID(d.ID), Serial: d.ID, ReadOnly: d.ReadOnly}, f, record)
 	})
 	if err != nil {
 		return err

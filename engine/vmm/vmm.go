@@ -8,7 +8,7 @@ import (
 )
 
 // Engine runs virtual machines by cleave-vmm. It implements engine.Engine,
-// engine.Plugger and engine.Grower.
+// engine.Plugger, engine.Grower, engine.Saver and engine.Tracker.
 type Engine struct {
 	*machine.Engine
 	mon *monitor
