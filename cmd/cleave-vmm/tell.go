@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,8 +31,9 @@ Requests:
                                 bound a device, each in a second; 0 is no bound
   mark-disk NAME                note from now on which blocks of a disk are changed;
                                 prints the mark
-  changed NAME MARK             what of a disk was changed since a mark: offset and
-                                size of each part, in bytes
+  changed NAME MARK             what of a disk was changed since a mark: on a line each,
+                                offset and size of a part, in bytes; all of it, with
+                                the reason as an error, if the mark isn't known
   forget-mark NAME MARK         a mark that nobody needs any more
   set-memory SIZE               how much memory the guest shall have
   migrate PLACE [--tls DIR] [--peer NAME] [--streams N] [--downtime D] [--no-throttle]
@@ -100,10 +102,12 @@ func tell(args []string) error {
 		return setLimits(ctx, c, args)
 	case "mark-disk":
 		m, err := c.MarkDisk(ctx, control.DiskMark{Name: args[0]})
-		return show(m, err)
+		if err == nil {
+			fmt.Println(m.Mark)
+		}
+		return err
 	case "changed":
-		changed, err := control.AllChanged(ctx, c, control.DiskMark{Name: args[0], Mark: args[1]})
-		return show(changed, err)
+		return changed(ctx, c, control.DiskMark{Name: args[0], Mark: args[1]})
 	case "forget-mark":
 		return c.ForgetMark(ctx, control.DiskMark{Name: args[0], Mark: args[1]})
 	case "set-memory":
@@ -162,6 +166,25 @@ func addNet(ctx context.Context, c *control.Client, arg string) error {
 		}
 	}()
 	return c.AddNet(ctx, *n, files)
+}
+
+// changed prints what was changed since a mark.
+func changed(ctx context.Context, c *control.Client, m control.DiskMark) error {
+	changed, err := control.AllChanged(ctx, c, m)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(os.Stdout)
+	for _, r := range changed.Ranges {
+		fmt.Fprintln(out, r[0], r[1])
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if changed.Lost != "" {
+		return fmt.Errorf("mark %s of disk %q: all of it may have changed: %s", m.Mark, m.Name, changed.Lost)
+	}
+	return nil
 }
 
 func setLimits(ctx context.Context, c *control.Client, args []string) error {
