@@ -28,6 +28,7 @@ var monitorShows = []string{
 	"guest: 1 CPUs, clock kvm-clock", "guest: 2 CPUs, clock kvm-clock",
 	"host: reset and power-off", "host: network", "host: jail", "host: disk plugged in", "host: disk let go of",
 	"host: snapshot of a running guest", "host: snapshot of changes", "host: goes on", "host: power button",
+	"host: changes are known after a restart", "host: changes aren't known after a kill",
 	"host: clone one", "host: clone two",
 }
 

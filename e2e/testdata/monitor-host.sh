@@ -22,7 +22,7 @@ timeout -s KILL 400 $monitor $kernel --disk disk --command "$line short" < /dev/
 cat short
 grep -q "reset, and the disk has kept" short && echo "host: reset and power-off"
 
-$monitor $kernel --disk disk --net tap0 --cpus 2 --control s --command "$line" < /dev/null > out 2>&1 &
+$monitor $kernel --disk disk,changes=kept --net tap0 --cpus 2 --control s --command "$line" < /dev/null > out 2>&1 &
 first=$!
 c="$monitor control s"
 wait_for tick-1 out; port tap0
@@ -44,8 +44,24 @@ $c pause && $c status | grep -q paused && $c save changes --changes && cp disk o
 ls -ls changes
 $c resume
 last=$(grep -c tick- out); wait_for "tick-$((last + 1))" out && echo "host: goes on"
+mark=$($c mark-disk disk0)
+last=$(grep -c tick- out); wait_for "tick-$((last + 2))" out
 $c power-button; wait $first && grep -q "guest: power button" out && echo "host: power button"
 cat out
+
+# The disk's next guest has the marks of the one before; none has those of one
+# that was killed.
+follow() {
+	rm -f f
+	$monitor $kernel --disk disk,changes=kept --control f --command "$line short" < /dev/null > again 2>&1 &
+	until [ -S f ]; do sleep 0.1; done
+	$monitor control f changed disk0 $mark > changed 2> lost
+	cat changed lost
+}
+follow; [ -s changed ] && ! [ -s lost ] && echo "host: changes are known after a restart"
+kill -KILL $!; wait $!
+follow; grep -q "didn't end in order" lost && echo "host: changes aren't known after a kill"
+$monitor control f stop; wait $!
 
 # drawn are the random numbers of a clone that knows that it is one. A kernel
 # without the driver of generations can't know it.
