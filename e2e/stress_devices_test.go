@@ -21,7 +21,7 @@ import (
 
 // portsKeepWhatTheyCarry has streams go both ways at the same time, with the
 // offloads that Linux takes.
-func portsKeepWhatTheyCarry(t *testing.T, g *loadGuest) {
+func portsKeepWhatTheyCarry(t *testing.T, g *loadGuest, _, _ string) *loadGuest {
 	l, err := net.Listen("tcp", "10.98.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +32,7 @@ func portsKeepWhatTheyCarry(t *testing.T, g *loadGuest) {
 		streamsGoBothWays(t, g, l.(*net.TCPListener))
 	}
 	t.Logf("%d MiB each way in %s", stressed(1), time.Since(begin).Round(time.Millisecond))
+	return g
 }
 
 // sums are those of what an end sent and got.
@@ -78,7 +79,7 @@ func hostStream(l *net.TCPListener) (s sums) {
 
 // disksKeepWhatIsWritten has the guest write, erase and flush from several
 // threads; it and the host have to read the same.
-func disksKeepWhatIsWritten(t *testing.T, g *loadGuest, disk string) {
+func disksKeepWhatIsWritten(t *testing.T, g *loadGuest, _, disk string) *loadGuest {
 	begin := time.Now()
 	for range stressed(1) {
 		sums := g.ask(t, "disk /dev/vda")
@@ -96,6 +97,7 @@ func disksKeepWhatIsWritten(t *testing.T, g *loadGuest, disk string) {
 		}
 	}
 	t.Logf("%d × 400 operations in %s", stressed(1), time.Since(begin).Round(time.Millisecond))
+	return g
 }
 
 // openTestTap makes a tap that ends when it is closed.
@@ -118,7 +120,7 @@ func openTestTap(t *testing.T) *os.File {
 
 // devicesComeAndGo plugs a disk and a port in and takes them out, over and
 // over: nothing of them may stay in the guest or the monitor.
-func devicesComeAndGo(t *testing.T, g *loadGuest, dir string) {
+func devicesComeAndGo(t *testing.T, g *loadGuest, dir, _ string) *loadGuest {
 	file := filepath.Join(dir, "hot")
 	emptyDisk(t, file)
 	before := strings.Join(g.ask(t, "devices"), " ")
@@ -146,6 +148,7 @@ func devicesComeAndGo(t *testing.T, g *loadGuest, dir string) {
 	}
 	g.check(t)
 	t.Logf("%d times in %s: from %d to %d KiB, from %d to %d files", warm+rounds, took.Round(time.Millisecond), kib, kibAfter, files, filesAfter)
+	return g
 }
 
 // devicesRound plugs a disk and a port of their own names. Every second time

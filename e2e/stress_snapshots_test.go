@@ -42,7 +42,7 @@ func (g *loadGuest) save(t *testing.T, dir string, o control.Save) string {
 // clonesAreOthers makes guests of one that runs, up to ten, which are there at
 // the same time. Each has a generation and random numbers of its own, and the
 // name and address that it is given.
-func clonesAreOthers(t *testing.T, g *loadGuest, dir, disk string) {
+func clonesAreOthers(t *testing.T, g *loadGuest, dir, disk string) *loadGuest {
 	begin := time.Now()
 	from := g.save(t, dir, control.Save{})
 	defer os.RemoveAll(from)
@@ -84,6 +84,7 @@ func clonesAreOthers(t *testing.T, g *loadGuest, dir, disk string) {
 	}
 	t.Logf("their first random numbers: %v", first)
 	g.check(t)
+	return g
 }
 
 // become makes a clone somebody, whose words it counts.
