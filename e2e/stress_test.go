@@ -52,7 +52,7 @@ func TestMonitorUnderLoad(t *testing.T) {
 		t.Skip("boots a host under emulation")
 	}
 	if os.Getenv(stressVariable) == "" {
-		t.Skipf("%s isn't set: the emulation loses a guest of this test in every second run", stressVariable)
+		t.Skipf("%s isn't set: under emulation a guest of this test is lost in every second run", stressVariable)
 	}
 	lab.Again(t, monitorUnderLoad)
 }
