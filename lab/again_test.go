@@ -27,6 +27,7 @@ func TestOnlyWhatAnEmulatedHostLostIsTriedAgain(t *testing.T) {
 		"passes":                    {true, []string{""}, 1, false},
 		"lost once":                 {true, []string{gaveUp, ""}, 2, false},
 		"without its agent":         {true, []string{"host h1: executing /lab/test in the guest: the connection ended; see whether the instance is still running", ""}, 2, false},
+		"without a processor":       {true, []string{"[   32.493796] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [test:214]", ""}, 2, false},
 		"lost twice":                {true, []string{gaveUp, gaveUp}, 2, true},
 		"lost, then another reason": {true, []string{gaveUp, "a number is missing"}, 2, true},
 		"another reason":            {true, []string{"a number is missing", ""}, 1, true},

@@ -52,6 +52,10 @@ func TestInALabHost(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: boots a host under emulation")
 	}
+	lab.Again(t, inALabHost)
+}
+
+func inALabHost(t testing.TB) {
 	needs := []lab.Need{lab.KVM, lab.CPUs(2), lab.Memory(1536 << 20)}
 	for name, path := range buildParts(t) {
 		needs = append(needs, lab.File(name, path))
@@ -72,7 +76,7 @@ func TestInALabHost(t *testing.T) {
 }
 
 // buildParts makes the parts.
-func buildParts(t *testing.T) map[string]string {
+func buildParts(t testing.TB) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
 	parts := map[string]string{}
