@@ -30,7 +30,7 @@ type wants struct {
 	mu    sync.Mutex
 	list  []head
 	more  chan struct{} // has room for one
-	lists []LaterSink
+	sinks []LaterSink   // that want them
 }
 
 // add implements what Await of sinks is given.
@@ -57,7 +57,7 @@ func (w *wants) take() []head {
 func (r *receiver) follow(ctx context.Context, state []byte, detach func() bool) error {
 	w := &wants{more: make(chan struct{}, 1)}
 	defer func() {
-		for _, s := range w.lists {
+		for _, s := range w.sinks {
 			s.Abandon() // nothing, if all has come
 		}
 	}()
@@ -70,14 +70,14 @@ func (r *receiver) follow(ctx context.Context, state []byte, detach func() bool)
 			r.streams[0].abort(err)
 			return err
 		}
-		w.lists = append(w.lists, later)
+		w.sinks = append(w.sinks, later)
 	}
 	for _, s := range r.streams {
 		s.revive() // those on which no state came; on others nothing is sent yet
 	}
 	l := r.newLink(r.streams, w)
 	stopped := context.AfterFunc(ctx, func() { // until it runs, and then too: the machine ends
-		for _, s := range w.lists {
+		for _, s := range w.sinks {
 			s.Abandon()
 		}
 	})
@@ -119,7 +119,7 @@ func (l *link) load(ctx context.Context, w *wants, state []byte, detach func() b
 	watching.Go(func() { // without a source nothing comes
 		select {
 		case <-l.failed:
-			for _, s := range w.lists {
+			for _, s := range w.sinks {
 				s.Abandon()
 			}
 		case <-loaded:
