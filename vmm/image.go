@@ -75,7 +75,7 @@ func (i Image) Later(off, n int64) error { return i.machine.absent.Later(off, n)
 func (i Image) Await(want func(Part)) error {
 	m := i.machine
 	m.awaiting = true
-	return m.absent.Begin(m.faults, func(off, n int64) { want(Part{off, n}) })
+	return m.absent.Begin(m.faults, func(off, n int64) { want(Part{off, n}) }, func(err error) { go m.finish(End{}, err) })
 }
 
 // Missing implements migrate.LaterSink.

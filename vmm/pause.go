@@ -1,12 +1,18 @@
 package vmm
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Pause returns when no vCPU is in the guest any more and no device touches
 // its memory. Its clock stands still.
 func (m *Machine) Pause() error {
 	m.life.Lock()
 	defer m.life.Unlock()
+	if m.Absent() > 0 { // for which a processor may wait for ever
+		return fmt.Errorf("pause: %w", errArriving)
+	}
 	return m.pause()
 }
 

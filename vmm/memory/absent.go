@@ -100,9 +100,10 @@ func (a *Absent) Later(off, n int64) error {
 }
 
 // Begin has all who need what is elsewhere wait for it. want is told what is
-// needed, by bytes of the file; it must not wait. device is an open
+// needed, by bytes of the file, and lost, on a goroutine that Abandon waits for,
+// that somebody waits for ever; neither must wait. device is an open
 // FaultDevice.
-func (a *Absent) Begin(device *os.File, want func(offset, n int64)) error {
+func (a *Absent) Begin(device *os.File, want func(offset, n int64), lost func(error)) error {
 	faults, err := NewFaults(device)
 	if err != nil {
 		return err
@@ -118,13 +119,13 @@ func (a *Absent) Begin(device *os.File, want func(offset, n int64)) error {
 	a.faults, a.want = faults, want
 	a.memory.absent.Store(a)
 	regions := a.memory.regions
-	a.watched.Go(func() { a.watch(faults, regions) })
+	a.watched.Go(func() { a.watch(faults, regions, lost) })
 	a.check()
 	return nil
 }
 
 // watch answers for accesses that wait in the kernel.
-func (a *Absent) watch(faults *Faults, regions []Region) {
+func (a *Absent) watch(faults *Faults, regions []Region, lost func(error)) {
 	for {
 		addr, err := faults.next()
 		if err != nil {
@@ -133,8 +134,11 @@ func (a *Absent) watch(faults *Faults, regions []Region) {
 		for i, r := range regions {
 			if from := address(r.Host); addr >= from && addr < from+uint64(len(r.Host)) {
 				a.mu.Lock()
-				_ = a.ask(i, (addr-from)/PageSize, 1) // what fails here fails those who wait
+				err := a.ask(i, (addr-from)/PageSize, 1)
 				a.mu.Unlock()
+				if err != nil && !errors.Is(err, ErrAbandoned) {
+					lost(err)
+				}
 			}
 		}
 	}
@@ -262,12 +266,14 @@ func (a *Absent) check() {
 	if a.left > 0 || a.faults == nil {
 		return
 	}
-	a.memory.absent.Store(nil)
+	// Nobody may touch memory without Slice's waiting while somebody could still
+	// be waiting in the kernel: that comes last.
 	for _, r := range a.memory.regions {
 		_ = a.faults.unregister(r.Host) // its end does so too
 	}
 	_ = a.faults.Close()
 	a.faults = nil
+	a.memory.absent.Store(nil)
 }
 
 // Left is how many bytes are elsewhere.
@@ -310,7 +316,7 @@ func (a *Absent) Missing(f func(off, n int64) error) error {
 // must not go on: they would find zeroes.
 func (a *Absent) Abandon() {
 	a.mu.Lock()
-	if a.err == nil {
+	if a.err == nil && a.left > 0 {
 		a.err = ErrAbandoned
 	}
 	if a.faults != nil {

@@ -48,7 +48,7 @@ func absent(t *testing.T, want func(off, n int64)) (*Memory, *Absent, []byte) {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Begin(device, want); err != nil {
+	if err := a.Begin(device, want, func(err error) { t.Error(err) }); err != nil {
 		t.Fatal(err)
 	}
 	return m, a, content

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 )
@@ -44,6 +45,13 @@ func (w *wants) add(volume int, r Range) {
 	}
 }
 
+// abandon ends the waiting for what is wanted.
+func (w *wants) abandon() {
+	for _, s := range w.sinks {
+		s.Abandon()
+	}
+}
+
 func (w *wants) take() []head {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -56,9 +64,10 @@ func (w *wants) take() []head {
 // that part, over as many links as it takes.
 func (r *receiver) follow(ctx context.Context, state []byte, detach func() bool) error {
 	w := &wants{more: make(chan struct{}, 1)}
+	ran := false
 	defer func() {
-		for _, s := range w.sinks {
-			s.Abandon() // nothing, if all has come
+		if !ran { // else the machine alone may: when no processor runs any more
+			w.abandon()
 		}
 	}()
 	for i, s := range r.sinks {
@@ -76,37 +85,33 @@ func (r *receiver) follow(ctx context.Context, state []byte, detach func() bool)
 		s.revive() // those on which no state came; on others nothing is sent yet
 	}
 	l := r.newLink(r.streams, w)
-	stopped := context.AfterFunc(ctx, func() { // until it runs, and then too: the machine ends
-		for _, s := range w.sinks {
-			s.Abandon()
-		}
-	})
-	defer stopped()
 	if err := l.load(ctx, w, state, detach); err != nil {
 		l.abort(err)
 		l.close(err)
 		return err
 	}
-	ran := false
 	err := l.say(head{kind: kindReady})
 	for {
 		// From here on the source may have decided without our knowing. It comes
 		// back then, since it alone has what is missing.
 		if err == nil {
-			err = l.serve(ctx, &ran)
+			err = l.serve(ctx, w, &ran)
 		}
 		if errors.Is(err, errAborted) && !ran {
 			l.close(err)
 			return err
 		}
 		if err != nil && ctx.Err() != nil {
+			if ran {
+				_ = l.say(head{kind: kindRunning}) // what the source has is past
+			}
 			l.abort(context.Cause(ctx)) // a guest that has ended needs no memory
 		}
 		l.close(err)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if l, err = r.relink(w); err != nil {
+		if l, err = r.relink(ctx, w, ran); err != nil {
 			return err
 		}
 	}
@@ -119,9 +124,9 @@ func (l *link) load(ctx context.Context, w *wants, state []byte, detach func() b
 	watching.Go(func() { // without a source nothing comes
 		select {
 		case <-l.failed:
-			for _, s := range w.sinks {
-				s.Abandon()
-			}
+			w.abandon()
+		case <-ctx.Done():
+			w.abandon()
 		case <-loaded:
 		}
 	})
@@ -140,7 +145,7 @@ func (l *link) load(ctx context.Context, w *wants, state []byte, detach func() b
 }
 
 // serve runs the guest when it is ours, and returns when all of it is here.
-func (l *link) serve(ctx context.Context, ran *bool) error {
+func (l *link) serve(ctx context.Context, w *wants, ran *bool) error {
 	select {
 	case <-l.goAhead:
 	case <-l.failed:
@@ -148,12 +153,8 @@ func (l *link) serve(ctx context.Context, ran *bool) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !*ran {
-		if err := l.receiver.place.Run(); err != nil {
-			l.abort(err)
-			return fmt.Errorf("%w: %w", errAborted, err)
-		}
-		*ran = true
+	if err := l.run(ctx, w, ran); err != nil {
+		return err
 	}
 	if err := l.say(head{kind: kindRunning}); err != nil {
 		return err
@@ -171,6 +172,34 @@ func (l *link) serve(ctx context.Context, ran *bool) error {
 		}
 	}
 	_ = l.say(head{kind: kindWhole}) // it is here, whatever becomes of that
+	return nil
+}
+
+// run lets the guest run, which may need parts of its memory first: if the link
+// breaks in between, the next one has them come.
+func (l *link) run(ctx context.Context, w *wants, ran *bool) error {
+	r := l.receiver
+	if *ran {
+		return nil
+	}
+	if r.running == nil {
+		r.running = make(chan error, 1)
+		go func() { r.running <- r.place.Run() }()
+	}
+	var err error
+	select {
+	case err = <-r.running:
+	case <-l.failed:
+		return l.err
+	case <-ctx.Done():
+		w.abandon()
+		err = <-r.running
+	}
+	if err != nil {
+		l.abort(err)
+		return fmt.Errorf("%w: %w", errAborted, err)
+	}
+	*ran = true
 	return nil
 }
 
@@ -311,15 +340,23 @@ func (l *link) close(err error) {
 	l.readers.Wait()
 }
 
-// relink waits for the source, and tells it what is missing.
-func (r *receiver) relink(w *wants) (*link, error) {
+// relink waits for the source, and tells it what is missing, and whether the
+// guest has run.
+func (r *receiver) relink(ctx context.Context, w *wants, ran bool) (*link, error) {
 	for {
 		streams, err := r.again()
+		if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+			select { // of files there may be too many for a moment
+			case <-time.After(time.Second):
+				continue
+			case <-ctx.Done():
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("wait for the guest's memory: %w", err)
 		}
 		w.take() // what is needed is wanted anew
-		err = r.tellMissing(streams[0])
+		err = r.tellMissing(streams[0], ran)
 		if err == nil {
 			return r.newLink(streams, w), nil
 		}
@@ -329,7 +366,7 @@ func (r *receiver) relink(w *wants) (*link, error) {
 	}
 }
 
-func (r *receiver) tellMissing(s *stream) error {
+func (r *receiver) tellMissing(s *stream, ran bool) error {
 	for i, sink := range r.sinks {
 		later, ok := sink.(LaterSink)
 		if !ok {
@@ -341,5 +378,9 @@ func (r *receiver) tellMissing(s *stream) error {
 			}
 		}
 	}
-	return s.send(head{kind: kindWelcome}, nil)
+	h := head{kind: kindWelcome}
+	if ran {
+		h.offset = 1
+	}
+	return s.send(h, nil)
 }

@@ -34,6 +34,8 @@ const (
 	maxData  = 256 << 10
 	maxText  = 64 << 10
 	maxState = 64 << 20
+	// maxZero is how much a source has be zeroed at once: some disks write it.
+	maxZero = 64 << 20
 )
 
 // most is how long the payload of a frame may be.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -62,6 +63,14 @@ func gather(ctx context.Context, l Listener, config *tls.Config, resumed string)
 				}
 				clear(waiting)
 			}
+			// Of an attempt that was given up, a part may wait still.
+			waiting[id] = slices.DeleteFunc(waiting[id], func(o *arrival) bool {
+				old := o.hello.Stream == a.hello.Stream || o.hello.Streams != a.hello.Streams
+				if old {
+					o.Close()
+				}
+				return old
+			})
 			waiting[id] = append(waiting[id], a)
 			first, streams := complete(waiting[id])
 			if streams == nil {

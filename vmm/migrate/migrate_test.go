@@ -597,3 +597,32 @@ func FuzzStream(f *testing.F) {
 }
 
 func head1(k kind) []byte { h := head{kind: k}; return h.append(nil)[:8] }
+
+// hasty is a connection that ends a context when something was read from it.
+type hasty struct {
+	net.Conn
+	cancel func()
+}
+
+func (h *hasty) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	h.cancel()
+	time.Sleep(10 * time.Millisecond) // until all who wait for that have heard it
+	return n, err
+}
+
+func TestAMigrationThatIsCancelledAtTheWelcomeLeavesTheGuest(t *testing.T) {
+	from, to := newFake(true), newFake(false)
+	from.run(1)
+	defer from.halt()
+	l, dial := listen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Receive(t.Context(), l, to, nil) }()
+	if _, err := Send(ctx, []net.Conn{&hasty{dial(), cancel}}, from, Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if err := <-done; err == nil || to.ran.Load() || !from.alive() {
+		t.Errorf("destination: %v", err)
+	}
+}

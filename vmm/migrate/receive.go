@@ -53,7 +53,10 @@ type receiver struct {
 	place   Place
 	sinks   []Sink
 	session string
-	again   func() ([]*stream, error) // waits until the source comes back
+	// mayFollow is, by sink, that the source has said so.
+	mayFollow []bool
+	running   chan error                // place.Run's, once it has begun
+	again     func() ([]*stream, error) // waits until the source comes back
 	// later is, of the sinks that may be filled when the guest runs, whether
 	// one will.
 	later atomic.Bool
@@ -122,7 +125,8 @@ func (r *receiver) collect(first *hello) (state []byte, err error) {
 		if s.Size() != first.Volumes[i].Size {
 			return nil, fmt.Errorf("volume %q has %d bytes, and there is room for %d", first.Volumes[i].Name, first.Volumes[i].Size, s.Size())
 		}
-		if _, ok := s.(LaterSink); first.Volumes[i].Later && !ok {
+		_, ok := s.(LaterSink)
+		if r.mayFollow = append(r.mayFollow, first.Volumes[i].Later); first.Volumes[i].Later && !ok {
 			return nil, fmt.Errorf("volume %q can't come when the guest runs already", first.Volumes[i].Name)
 		}
 		if s.Blank() {

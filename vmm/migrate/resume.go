@@ -68,6 +68,7 @@ func (t *trail) missing() error {
 		}
 		switch h.kind {
 		case kindWelcome:
+			t.ran = t.ran || h.offset == 1
 			return nil
 		case kindLater:
 		default:

@@ -85,7 +85,11 @@ func Send(ctx context.Context, conns []net.Conn, g Guest, o Options) (Report, er
 		s.o.Downtime = defaultDowntime
 	}
 	err := s.open(ctx, conns)
-	if err == nil && stop() {
+	switch {
+	case err != nil:
+	case !stop(): // ctx has ended, and the connections with it
+		err = ctx.Err()
+	default:
 		err = s.copy(ctx)
 	}
 	s.guest.Throttle(0)
@@ -174,7 +178,7 @@ func pieces(volume int, list []Range, zero bool) (out []piece) {
 	for _, r := range list {
 		step := int64(maxData)
 		if zero {
-			step = r.Size
+			step = maxZero
 		}
 		for ; r.Size > 0; r.Offset, r.Size = r.Offset+step, r.Size-step {
 			out = append(out, piece{uint8(volume), zero, false, Range{r.Offset, min(step, r.Size)}})
@@ -200,7 +204,7 @@ func (s *sender) round(list []piece, first bool) error {
 	if err := errors.Join(errs...); err != nil {
 		return s.why(err)
 	}
-	err := s.streams[0].expect(kindSynced, s.syncs)
+	err := s.streams[0].expectWithin(flushing, kindSynced, s.syncs)
 	s.syncs++
 	return err
 }

@@ -54,7 +54,7 @@ func (r *receiver) comesLater(h *head) error {
 		return err
 	}
 	later, ok := to.(LaterSink)
-	if !ok || h.length != 0 {
+	if !ok || !r.mayFollow[h.volume] || h.length != 0 {
 		return broken("volume %d can't come later", h.volume)
 	}
 	r.later.Store(true)

@@ -16,6 +16,9 @@ import (
 // stall is how long the other side may do nothing that was its turn.
 const stall = time.Minute
 
+// flushing is how long a destination may take to have a round's disks stay.
+const flushing = 10 * time.Minute
+
 // maxStreams bounds how many a migration has.
 const maxStreams = 8
 
@@ -151,8 +154,10 @@ func (s *stream) frame() (head, error) {
 }
 
 // expect reads a frame without payload of a kind.
-func (s *stream) expect(k kind, offset uint64) error {
-	h, err := s.next()
+func (s *stream) expect(k kind, offset uint64) error { return s.expectWithin(stall, k, offset) }
+
+func (s *stream) expectWithin(d time.Duration, k kind, offset uint64) error {
+	h, err := s.nextWithin(d)
 	if err != nil {
 		return err
 	}

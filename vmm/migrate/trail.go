@@ -120,7 +120,7 @@ func (t *trail) answer(h *head) error {
 	case r.Size > maxData:
 		return broken("%d bytes are wanted at once", r.Size)
 	}
-	return t.push(t.sender.streams[0], int(h.volume), r, true)
+	return t.push(t.sender.streams[0], int(h.volume), r)
 }
 
 // part is the part of a volume that a frame is about.
@@ -136,13 +136,16 @@ func (t *trail) part(h *head) (Range, error) {
 
 // push sends what of a range is still to follow. On the first stream, answers
 // and all else take turns.
-func (t *trail) push(s *stream, volume int, r Range, flush bool) error {
+func (t *trail) push(s *stream, volume int, r Range) error {
 	t.mu.Lock()
 	list := t.cut(volume, r)
 	if s != t.sender.streams[0] {
 		t.mu.Unlock()
 	} else {
 		defer t.mu.Unlock()
+	}
+	if len(list) == 0 {
+		return nil
 	}
 	buf := make([]byte, r.Size)
 	for _, p := range list {
@@ -154,10 +157,7 @@ func (t *trail) push(s *stream, volume int, r Range, flush bool) error {
 			return err
 		}
 	}
-	if flush {
-		return s.out.Flush()
-	}
-	return nil
+	return s.out.Flush() // who waits for it can't wait for what comes behind it
 }
 
 // say sends a frame on the first stream.
@@ -198,13 +198,14 @@ func (t *trail) follow(ctx context.Context, began time.Time) error {
 	if err == nil {
 		err = t.rest()
 	}
-	if err == nil {
-		return nil
+	if err != nil {
+		err = t.why(err)
 	}
-	err = t.why(err)
 	t.close() // so that the destination waits for others
 	t.listening.Wait()
 	switch {
+	case err == nil:
+		return nil
 	case !errors.Is(err, errAborted):
 		return &Interrupted{Err: errors.Join(err, context.Cause(ctx)), Ran: t.ran, trail: t}
 	case t.ran:
@@ -226,6 +227,7 @@ func (t *trail) why(err error) error {
 			if w.err != nil {
 				return w.err
 			}
+			t.ran = t.ran || w.kind == kindRunning
 		case <-timer.C:
 			return err
 		}
@@ -285,7 +287,7 @@ func (t *trail) rest() error {
 				if n%256 == 0 {
 					t.tell()
 				}
-				errs[i] = t.push(stream, int(parts[n].volume), parts[n].Range, false)
+				errs[i] = t.push(stream, int(parts[n].volume), parts[n].Range)
 			}
 			next.Store(int64(len(parts))) // the others needn't go on
 		})

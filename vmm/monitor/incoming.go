@@ -77,6 +77,7 @@ func (p *place) Load(state []byte) (err error) {
 // Run implements migrate.Place.
 func (p *place) Run() error {
 	m := p.monitor
+	m.moved(func(s *moves) { s.cancel = nil }) // it is ours
 	m.life.Lock()
 	defer m.life.Unlock()
 	if p.goOn {
@@ -86,7 +87,7 @@ func (p *place) Run() error {
 	}
 	m.machine = p.machine
 	m.moved(func(s *moves) {
-		if s.now.State, s.cancel = control.Arrived, nil; p.machine.Absent() > 0 {
+		if s.now.State = control.Arrived; p.machine.Absent() > 0 {
 			s.now.State, s.coming = control.Following, p.machine
 		}
 	})
@@ -116,14 +117,19 @@ func (m *Monitor) arrive(ctx context.Context, background *sync.WaitGroup) error 
 	background.Go(func() { received <- migrate.Receive(receiving, in.Listener, p, in.Identity) })
 	select {
 	case err := <-received:
-		cancel()
-		return m.received(ctx, p, err)
+		received <- err
+	case <-p.runs:
+	}
+	select {
 	case <-p.runs:
 		background.Go(func() {
 			defer cancel()
 			m.followed(p.machine, received, cancel)
 		})
 		return nil
+	default:
+		cancel()
+		return m.received(ctx, p, <-received)
 	}
 }
 
@@ -132,9 +138,8 @@ func (m *Monitor) followed(machine *vmm.Machine, received <-chan error, cancel f
 	var err error
 	select {
 	case err = <-received:
-	case <-machine.Ended():
+	case <-machine.Ended(): // and needs no memory
 		cancel()
-		err = <-received
 	}
 	m.moved(func(s *moves) {
 		s.coming = nil

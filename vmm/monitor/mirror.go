@@ -78,8 +78,12 @@ func (m *mirror) data() (out []migrate.Range, err error) {
 
 // Written implements migrate.Volume.
 func (m *mirror) Written() ([]migrate.Range, error) {
-	if size, err := m.disk.Size(); err != nil || size != m.size {
-		return nil, errors.Join(fmt.Errorf("disk %q has another size than when the move began", m.name), err)
+	size, err := m.disk.Size()
+	if err == nil && size != m.size {
+		err = errors.New("it has another size than when the move began")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("disk %q: %w", m.name, err)
 	}
 	next := m.changes.Mark() // what comes from here on is told by the next call, and maybe by this one too
 	list, ok := m.changes.Since(m.mark)

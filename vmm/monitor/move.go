@@ -145,7 +145,7 @@ func (m *Monitor) leave(ctx context.Context, cancel context.CancelFunc, machine 
 	o := migrate.Options{Downtime: c.Downtime, Throttle: !c.NoThrottle, PostCopy: c.PostCopy, Progress: func(r migrate.Report) {
 		m.moved(func(s *moves) {
 			if s.now.Report = r; r.Phase == control.Following {
-				s.now.State, s.cancel = control.Following, nil
+				s.now.State, s.now.Error, s.cancel = control.Following, "", nil
 			}
 		})
 	}}
