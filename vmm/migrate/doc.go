@@ -52,11 +52,11 @@
 // what isn't there waits. Then each side has a part of what the guest is, and
 // nobody but the source can bring it together: a link that breaks ends
 // nothing. The source says hello once more (resume), with the session's name;
-// the destination tells by later what it hasn't got, then welcome, and the
-// source goes on with go, which the destination heeds if it didn't hear the
-// first one. The source lets the guest run again only if the destination says
-// by an abort that it hasn't run it; after running an abort says that the guest
-// has ended.
+// the destination tells by later what it hasn't got, then welcome, whose offset
+// is 1 if the guest has run; and the source goes on with go, which the
+// destination heeds if it didn't hear the first one. The source lets the guest
+// run again only if the destination says by an abort that it hasn't run it;
+// after running an abort says that the guest has ended.
 //
 // # What can't be decided
 //

@@ -66,8 +66,12 @@ func (r *receiver) follow(ctx context.Context, state []byte, detach func() bool)
 	w := &wants{more: make(chan struct{}, 1)}
 	ran := false
 	defer func() {
-		if !ran { // else the machine alone may: when no processor runs any more
-			w.abandon()
+		if ran { // the machine alone may, when no processor runs any more
+			return
+		}
+		w.abandon()
+		if r.running != nil {
+			<-r.running //nolint:errcheck // how it ends is told already: it is over when we are
 		}
 	}()
 	for i, s := range r.sinks {
@@ -195,6 +199,7 @@ func (l *link) run(ctx context.Context, w *wants, ran *bool) error {
 		w.abandon()
 		err = <-r.running
 	}
+	r.running = nil
 	if err != nil {
 		l.abort(err)
 		return fmt.Errorf("%w: %w", errAborted, err)

@@ -145,6 +145,15 @@ func ahead(from *fake, written map[int64]bool, failed *error) func(*late) {
 	}
 }
 
+// newWriter is a guest that writes to so many pages of its memory in every
+// millisecond, and a place for it.
+func newWriter(pages int) (from, to *fake) {
+	from, to = newFake(true), newFake(false)
+	from.noDisk = true
+	from.run(pages)
+	return from, to
+}
+
 // sameBut compares what has arrived with what was sent, but for what the guest
 // has written since.
 func sameBut(t *testing.T, from, to *fake, written map[int64]bool) {
@@ -165,9 +174,7 @@ func sameBut(t *testing.T, from, to *fake, written map[int64]bool) {
 func TestAGuestRunsAheadOfItsMemory(t *testing.T) {
 	for _, streams := range []int{1, 2, 3} {
 		t.Run(fmt.Sprint(streams), func(t *testing.T) {
-			from, to := newFake(true), newFake(false)
-			from.noDisk = true
-			from.run(64)
+			from, to := newWriter(64)
 			var failed error
 			written := map[int64]bool{}
 			to.ahead = ahead(from, written, &failed)
@@ -199,9 +206,7 @@ func TestAGuestRunsAheadOfItsMemory(t *testing.T) {
 }
 
 func TestAGuestThatFitsTheDowntimeDoesNotRunAhead(t *testing.T) {
-	from, to := newFake(true), newFake(false)
-	from.noDisk = true
-	from.run(1)
+	from, to := newWriter(1)
 	l, dial := listen(t)
 	_, sent, received := move(t, from, to, l, []net.Conn{dial()}, Options{PostCopy: true, Downtime: time.Minute, Progress: func(r Report) {
 		if r.Phase == "following" {
@@ -223,9 +228,7 @@ func TestALinkThatBreaksBehindAGuestIsTiedAgain(t *testing.T) {
 	random := mrand.New(mrand.NewPCG(seed, 0))
 	outcomes := map[string]int{}
 	for i := range 40 {
-		from, to := newFake(true), newFake(false)
-		from.noDisk = true
-		from.run(64)
+		from, to := newWriter(64)
 		var failed error
 		written := map[int64]bool{}
 		to.ahead = ahead(from, written, &failed)
@@ -300,9 +303,7 @@ func TestADestinationThatFailsBeforeItRunsGivesTheGuestBack(t *testing.T) {
 		"it can't be run": func(to *fake) { to.runErr = errors.New("something is missing") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			from, to := newFake(true), newFake(false)
-			from.noDisk = true
-			from.run(64)
+			from, to := newWriter(64)
 			defer from.halt()
 			spoil(to)
 			l, dial := listen(t)
@@ -316,9 +317,7 @@ func TestADestinationThatFailsBeforeItRunsGivesTheGuestBack(t *testing.T) {
 
 // TestAMachineThatEndsNeedsNoMemory has the guest end while its memory follows.
 func TestAMachineThatEndsNeedsNoMemory(t *testing.T) {
-	from, to := newFake(true), newFake(false)
-	from.noDisk = true
-	from.run(64)
+	from, to := newWriter(64)
 	l, dial := listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	to.ahead = func(*late) { cancel() }
@@ -335,9 +334,7 @@ func TestAMachineThatEndsNeedsNoMemory(t *testing.T) {
 
 // TestWhoResumesHasToBeTheSource lets others come in between.
 func TestWhoResumesHasToBeTheSource(t *testing.T) {
-	from, to := newFake(true), newFake(false)
-	from.noDisk = true
-	from.run(64)
+	from, to := newWriter(64)
 	var failed error
 	written := map[int64]bool{}
 	to.ahead = ahead(from, written, &failed)

@@ -55,7 +55,7 @@ type receiver struct {
 	session string
 	// mayFollow is, by sink, that the source has said so.
 	mayFollow []bool
-	running   chan error                // place.Run's, once it has begun
+	running   chan error                // place.Run's, from its beginning to its end
 	again     func() ([]*stream, error) // waits until the source comes back
 	// later is, of the sinks that may be filled when the guest runs, whether
 	// one will.

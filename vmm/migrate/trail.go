@@ -256,20 +256,28 @@ func (t *trail) hand(began time.Time) error {
 	return nil
 }
 
-// followData is how much goes at once behind a guest that may want something
-// else in between.
-const followData = 64 << 10
+// followUnits are how many units go at once behind a guest that may want
+// something else in between: a divisor of 64, and so of a word of bits.
+const followUnits = 16
+
+// parts are those of volumes of which something is still to follow.
+func (t *trail) parts() (out []piece) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for v, bits := range t.left {
+		for u := int64(0); u < int64(len(bits))*64; u += followUnits {
+			if bits[u/64]>>(u%64)&(1<<followUnits-1) != 0 {
+				out = append(out, piece{volume: uint8(v), Range: Range{u * unit, followUnits * unit}})
+			}
+		}
+	}
+	return out
+}
 
 // rest sends all that is left, on all streams but the first, which is for
 // what is wanted, unless there is no other.
 func (t *trail) rest() error {
-	s := t.sender
-	var parts []piece
-	for v, bits := range t.left {
-		for at := int64(0); at < int64(len(bits))*64*unit; at += followData {
-			parts = append(parts, piece{volume: uint8(v), Range: Range{at, followData}})
-		}
-	}
+	s, parts := t.sender, t.parts()
 	streams := s.streams
 	if len(streams) > 1 {
 		streams = streams[1:]
