@@ -87,6 +87,12 @@ func (i Image) Missing() (out []Part) {
 // Abandon implements migrate.LaterSink.
 func (i Image) Abandon() { i.machine.absent.Abandon() }
 
+// Left implements pages.Sink.
+func (i Image) Left() int64 { return i.machine.Absent() }
+
+// Lost ends the machine: what is left of its memory doesn't come.
+func (i Image) Lost(err error) { i.machine.finish(End{}, err) }
+
 // Flush implements migrate.Sink: memory is gone with its host.
 func (Image) Flush() error { return nil }
 

@@ -383,6 +383,7 @@ func (m *Machine) PowerButton() error { return m.power.press(acpi.EventPower) }
 
 // Close releases what the machine has. It must not run any more.
 func (m *Machine) Close() error {
+	m.once.Do(func() { close(m.ended) }) // nobody may end what is none any more
 	var errs []error
 	for _, f := range m.functions {
 		f.release()
@@ -398,6 +399,7 @@ func (m *Machine) Close() error {
 		errs = append(errs, m.vm.Close())
 	}
 	if m.memory != nil {
+		m.memory.Abandon() // nobody may fill what is none any more
 		errs = append(errs, m.memory.Close())
 	}
 	return errors.Join(errs...)

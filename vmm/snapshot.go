@@ -134,28 +134,53 @@ func (m *Machine) copyRunning(to *os.File, changes bool) (pages, error) {
 //
 // What is in the files may have been tampered with.
 func Restore(sys *kvm.System, c Config, layers ...Files) (_ *Machine, err error) {
-	if len(layers) == 0 {
-		return nil, errors.New("restore a machine: there is no snapshot")
+	m, err := restore(sys, c, layers)
+	if err != nil {
+		return nil, fmt.Errorf("restore a machine: %w", err)
 	}
+	return m, nil
+}
+
+func restore(sys *kvm.System, c Config, layers []Files) (*Machine, error) {
 	if c.HugePages {
-		return nil, errors.New("restore a machine: its memory is the snapshot's file, which can't be in huge pages")
+		return nil, errors.New("its memory is the snapshot's file, which can't be in huge pages")
 	}
-	var last *header
-	runs := make([][]run, len(layers))
-	for i, l := range layers {
-		h, err := readState(l.State)
-		if err == nil {
-			err = h.follows(last)
-		}
-		if err == nil {
-			err = h.fits(l.Memory)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("restore a machine: snapshot %d of %d: %w", i+1, len(layers), err)
-		}
-		last, runs[i] = h, h.Runs
+	h, runs, err := readLayers(layers)
+	if err != nil {
+		return nil, err
 	}
-	m, err := restore(sys, c, &last.State, layers, runs)
+	return rebuild(sys, c, &h.State, func() (*memory.Memory, error) {
+		return privateMemory(layers[0].Memory, h.Memory, h.Pluggable)
+	}, func(m *Machine) error {
+		for i := 1; i < len(layers); i++ {
+			if err := m.readRuns(layers[i].Memory, runs[i]); err != nil {
+				return fmt.Errorf("read memory: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// RestoreFrom makes a machine of a snapshot's state, as Restore does, and of
+// memory that comes from elsewhere: fetch is given that, has it awaited, and
+// fills it from then on. c.Faults is needed.
+func RestoreFrom(sys *kvm.System, c Config, state io.Reader, fetch func(Image) error) (*Machine, error) {
+	h, err := readState(state)
+	if err == nil && c.HugePages {
+		err = errors.New("its memory comes by pages of 4 KiB, and not in huge ones")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore a machine: %w", err)
+	}
+	m, err := rebuild(sys, c, &h.State, func() (*memory.Memory, error) {
+		return memory.New(h.Memory, memory.Options{Pluggable: h.Pluggable})
+	}, func(m *Machine) error {
+		m.absent, m.faults = m.memory.NewAbsent(), c.Faults
+		if err := m.absent.Later(0, int64(m.memory.FileSize())); err != nil {
+			return err
+		}
+		return fetch(Image{m})
+	})
 	if err != nil {
 		return nil, fmt.Errorf("restore a machine: %w", err)
 	}
@@ -211,7 +236,8 @@ func (h *header) fits(f *os.File) error {
 	return nil
 }
 
-func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) (_ *Machine, err error) {
+// rebuild makes a machine of a state and of memory, which fill may complete.
+func rebuild(sys *kvm.System, c Config, s *State, ram func() (*memory.Memory, error), fill func(*Machine) error) (_ *Machine, err error) {
 	host, err := sys.SupportedCPUID()
 	if err != nil {
 		return nil, err
@@ -223,11 +249,11 @@ func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) 
 		}
 		cpuid = append(cpuid, cs.CPUID)
 	}
-	ram, err := privateMemory(layers[0].Memory, s.Memory, s.Pluggable)
+	own, err := ram()
 	if err != nil {
 		return nil, err
 	}
-	m, err := assemble(sys, c, ram, cpuid)
+	m, err := assemble(sys, c, own, cpuid)
 	if err != nil {
 		return nil, err
 	}
@@ -236,10 +262,8 @@ func restore(sys *kvm.System, c Config, s *State, layers []Files, runs [][]run) 
 			m.Close()
 		}
 	}()
-	for i := 1; i < len(layers); i++ {
-		if err := m.readRuns(layers[i].Memory, runs[i]); err != nil {
-			return nil, fmt.Errorf("read memory: %w", err)
-		}
+	if err := fill(m); err != nil {
+		return nil, err
 	}
 	if err := m.restore(s, c.Devices); err != nil {
 		return nil, err

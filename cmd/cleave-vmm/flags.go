@@ -20,6 +20,7 @@ const usage = `Usage: cleave-vmm --kernel FILE [--initrd FILE] [--disk FILE]... 
        cleave-vmm --restore DIRECTORY... [--disk FILE]... [--net TAP]... [options]
        cleave-vmm --incoming PLACE [--disk FILE]... [--net TAP]... [options]
        cleave-vmm control SOCKET REQUEST [arguments]
+       cleave-vmm pages SOCKET DIRECTORY...
 
 Runs one virtual machine. Each FILE, TAP and SOCKET may be fd=N, which is
 inherited.
@@ -47,6 +48,9 @@ inherited.
                                                            certificates in DIR (cert.pem, key.pem,
                                                            ca.pem), or to a unix socket (a path)
   --restore fd=N:fd=N                                      a snapshot's state and memory
+  --pages SOCKET                                           of a snapshot that is restored the state
+                                                           alone is read (fd=N): its memory is
+                                                           elsewhere, and "cleave-vmm pages" brings it
 
 `
 
@@ -71,6 +75,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	end := flags.String("end", "", "file to note in why the guest ended")
 	flags.BoolVar(&s.NoReboot, "no-reboot", false, "end where the guest would start anew")
 	flags.Var(&restore, "restore", "a snapshot's directory; repeated for those with changes, the oldest first")
+	memories := flags.String("pages", "", "socket of \"cleave-vmm pages\", which brings the memory of what is restored")
 	flags.BoolVar(&s.Paused, "paused", false, "leave a restored machine paused")
 	incoming := flags.String("incoming", "", "where the guest comes to from another host")
 	socket := flags.String("control", "", "socket to be told what to do by")
@@ -105,6 +110,12 @@ func parse(args []string) (s *spec, jail bool, err error) {
 		if err := s.openVsock(*sockets); err != nil {
 			return s, false, fmt.Errorf("--vsock %s: %w", *sockets, err)
 		}
+	}
+	if *memories != "" {
+		if err := s.openPages(*memories, restore); err != nil {
+			return s, false, err
+		}
+		restore = nil
 	}
 	return s, !*open, s.openAll(*kernel, *initrd, *socket, disks, nets, restore)
 }

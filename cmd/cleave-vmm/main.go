@@ -1,7 +1,8 @@
 // Command cleave-vmm runs one virtual machine (package vmm/monitor), in a jail
 // that it makes. The machine's serial port is the terminal that it is started
 // on; SIGTERM presses its power button, a second one pulls its plug. With
-// "control" as first argument it tells another cleave-vmm what to do.
+// "control" as first argument it tells another cleave-vmm what to do, with
+// "pages" it brings memory to guests.
 package main
 
 import (
@@ -31,6 +32,8 @@ func run(args []string) (int, error) {
 	switch {
 	case len(args) > 0 && args[0] == "control":
 		return 0, tell(args[1:])
+	case len(args) > 0 && args[0] == "pages":
+		return 0, serve(args[1:])
 	case len(args) == 2 && args[0] == inside:
 		return runInside(args[1])
 	}

@@ -35,6 +35,7 @@ type spec struct {
 	End      int // where the reason of the guest's end is noted
 	NoReboot bool
 	Restore  [][2]int // state and memory
+	Pages    *pagesSpec
 
 	files   []*os.File
 	sockets []string        // that were made
@@ -119,7 +120,7 @@ func (s *spec) config() (*monitor.Config, error) {
 		c.Pmem = append(c.Pmem, monitor.Pmem{Name: p.Name, File: file(p.File)})
 	}
 	for _, r := range s.Restore {
-		c.Restore = append(c.Restore, vmm.Files{State: file(r[0]), Memory: file(r[1])})
+		c.Restore = append(c.Restore, vmm.Files{State: file(r[0]), Memory: optional(r[1])})
 	}
 	if v := s.Vsock; v != nil {
 		c.Vsock = &monitor.Vsock{CID: v.CID, Listener: optional(v.Listener), Dial: optional(v.Dial)}
@@ -128,6 +129,9 @@ func (s *spec) config() (*monitor.Config, error) {
 	err := cmp.Or(errs...) // the first
 	if err == nil && s.Incoming != nil {
 		c.Incoming, err = s.Incoming.config(s)
+	}
+	if err == nil && s.Pages != nil {
+		c.Pages, err = s.Pages.config(s)
 	}
 	if err == nil && socket != nil {
 		c.Control, err = listener(socket)

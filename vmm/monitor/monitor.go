@@ -45,6 +45,9 @@ type Config struct {
 	Nets           []Net
 	// Restore are a snapshot's layers, the oldest first, none to boot.
 	Restore []vmm.Files
+	// Pages brings the memory of what is restored, which then is one layer's
+	// state; nil where it is in files.
+	Pages *Pages
 	// Incoming has the guest come from another monitor, instead of being
 	// booted. It is to be as the rest says: CPUs, memory, devices.
 	Incoming *Incoming
@@ -104,6 +107,8 @@ type Monitor struct {
 	devices []*device  // in the order in which they came
 	lines   *lines     // nil without ports
 	moves   moves
+
+	fetching *fetching // nil where no memory comes after a restore
 }
 
 // errEnded is the answer while there is no machine.
@@ -176,7 +181,7 @@ func New(sys *kvm.System, c Config) (*Monitor, error) {
 	}
 	var err error
 	if len(c.Restore) > 0 {
-		m.machine, err = vmm.Restore(sys, m.machineConfig(), c.Restore...)
+		m.machine, err = m.restore()
 	} else {
 		m.machine, err = m.boot()
 	}
@@ -309,6 +314,7 @@ func (m *Monitor) input() {
 func (m *Monitor) close() {
 	m.life.Lock()
 	defer m.life.Unlock()
+	_ = m.fetched() // Run has said why
 	if m.machine != nil {
 		_ = m.machine.Close()
 		m.machine = nil

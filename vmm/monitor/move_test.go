@@ -45,8 +45,26 @@ type station struct {
 // newStation begins with a guest if there is a kernel.
 func newStation(t *testing.T, kernel *os.File, said io.Writer) *station {
 	t.Helper()
+	at := filepath.Join(t.TempDir(), "in")
+	s := openStation(t, said, func(c *Config) {
+		if c.Kernel = kernel; kernel != nil {
+			return
+		}
+		in, err := net.Listen("unix", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Incoming = &Incoming{Listener: in.(migrate.Listener), Faults: faults(t)}
+	})
+	s.at = at
+	return s
+}
+
+// openStation has a guest of which begin says where it comes from.
+func openStation(t *testing.T, said io.Writer, begin func(*Config)) *station {
+	t.Helper()
 	dir := t.TempDir()
-	s := &station{ended: make(chan error, 1), end: make(chan vmm.End, 1), at: filepath.Join(dir, "in")}
+	s := &station{ended: make(chan error, 1), end: make(chan vmm.End, 1)}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "c"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -59,13 +77,7 @@ func newStation(t *testing.T, kernel *os.File, said io.Writer) *station {
 		t.Fatal(err)
 	}
 	c := Config{CPUs: 1, Memory: 16 << 20, Console: said, Control: l, Disks: []Disk{{Disk: control.Disk{Name: "d"}, File: disk}}}
-	if c.Kernel = kernel; kernel == nil {
-		in, err := net.Listen("unix", s.at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Incoming = &Incoming{Listener: in.(migrate.Listener), Faults: faults(t)}
-	}
+	begin(&c)
 	m, err := New(host(t), c)
 	if err != nil {
 		t.Fatal(err)
