@@ -105,6 +105,9 @@ func TestGuestMovesUnderLoadInside(t *testing.T) {
 	socket := func(i int) string { return filepath.Join(dir, fmt.Sprintf("c%d", i)) }
 	begin := func(i int, args ...string) *exec.Cmd {
 		tap := fmt.Sprintf("tap%d", i%2)
+		if i%2 == 1 { // both ways to know what is written
+			args = append(args, "--dirty-ring")
+		}
 		c := exec.CommandContext(ctx, "/lab/cleave-vmm", append(args, "--memory", "192MiB", "--disk", disk,
 			"--net", tap+",mac=02:00:00:00:00:07", "--control", socket(i))...)
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr

@@ -61,6 +61,11 @@ func (m *Machine) logDirty(on bool) error {
 		flags = kvm.MemLogDirty
 	}
 	m.memory.Track(on)
+	if m.rings != nil {
+		if err := m.rings.begin(on); err != nil {
+			return err
+		}
+	}
 	for i, r := range m.memory.Regions() {
 		if err := m.vm.SetMemory(uint32(i), flags, r.Guest, r.Host); err != nil {
 			return err
@@ -72,9 +77,16 @@ func (m *Machine) logDirty(on bool) error {
 // takeDirty are the pages that were written since the last call.
 func (m *Machine) takeDirty() (pages, error) {
 	p := m.newPages()
-	for i := range p {
-		if err := m.vm.DirtyLog(uint32(i), p[i]); err != nil {
+	if m.rings != nil {
+		if err := m.rings.take(p); err != nil {
 			return nil, err
+		}
+	}
+	for i := range p {
+		if m.rings == nil {
+			if err := m.vm.DirtyLog(uint32(i), p[i]); err != nil {
+				return nil, err
+			}
 		}
 		m.memory.TakeWritten(i, p[i])
 	}

@@ -54,6 +54,10 @@ type Config struct {
 	Pluggable uint64
 	// Mapped is what else is in its memory: for persistent memory.
 	Mapped []Mapped
+	// DirtyRing has KVM note written pages in rings instead of bitmaps, where
+	// somebody wants to know them: that takes time by what is written, not by
+	// how much memory there is.
+	DirtyRing bool
 	// Faults is an open memory.FaultDevice, or nil: with it a guest that comes
 	// from another host may run before all of its memory is here.
 	Faults *os.File
@@ -121,6 +125,7 @@ type Machine struct {
 	memory     *memory.Memory
 	vm         *kvm.VM
 	interrupts interrupts
+	rings      *rings // nil where bitmaps tell what is written
 	ports      bus.Bus
 	mmio       bus.Bus
 	pci        *pci.Bus
@@ -210,6 +215,15 @@ func assemble(sys *kvm.System, c Config, ram *memory.Memory, cpuid [][]kvm.CPUID
 		return nil, err
 	}
 	m.interrupts.vm = m.vm
+	if c.DirtyRing {
+		if err := sys.CheckRings(); err != nil {
+			return nil, fmt.Errorf("dirty rings: %w", err)
+		}
+		if err := m.vm.UseRings(); err != nil {
+			return nil, err
+		}
+		m.rings = &rings{machine: m}
+	}
 	for i, r := range m.memory.Regions() {
 		if err := m.vm.SetMemory(uint32(i), 0, r.Guest, r.Host); err != nil {
 			return nil, err

@@ -142,6 +142,8 @@ func (c *vcpu) handle(reason kvm.Reason) error {
 			m.mmio.Read(x.Addr, x.Data)
 		}
 	case kvm.ExitIntr:
+	case kvm.ExitDirtyRingFull:
+		return m.rings.empty()
 	case kvm.ExitShutdown:
 		m.finish(End{Reason: TripleFault, faulty: c}, nil)
 	case kvm.ExitSystemEvent:

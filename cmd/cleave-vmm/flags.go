@@ -76,6 +76,7 @@ func parse(args []string) (s *spec, jail bool, err error) {
 	flags.BoolVar(&s.NoReboot, "no-reboot", false, "end where the guest would start anew")
 	flags.Var(&restore, "restore", "a snapshot's directory; repeated for those with changes, the oldest first")
 	memories := flags.String("pages", "", "socket of \"cleave-vmm pages\", which brings the memory of what is restored")
+	flags.BoolVar(&s.DirtyRing, "dirty-ring", false, "note what is written in rings: better for much memory of which little is written")
 	flags.BoolVar(&s.Paused, "paused", false, "leave a restored machine paused")
 	incoming := flags.String("incoming", "", "where the guest comes to from another host")
 	socket := flags.String("control", "", "socket to be told what to do by")

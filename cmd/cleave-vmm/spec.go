@@ -14,28 +14,30 @@ import (
 // spec is what a command line says, with the files that it names as numbers
 // in a list of open ones: so it passes from a process to one that is shut in.
 type spec struct {
-	CPUs     int
-	Memory   uint64
-	Max      uint64
-	Huge     bool
-	CPU      string
-	Command  string
-	Paused   bool
-	KVM      int
-	Kernel   int // 0, which is KVM's, for none; so are the others
-	Initrd   int
-	Control  int
-	Disks    []diskSpec
-	Nets     []netSpec
-	Ports    []portSpec
-	Pmem     []portSpec
-	Vsock    *vsockSpec
-	Incoming *incomingSpec
-	Console  int // the serial port's other end, instead of the standard streams
-	End      int // where the reason of the guest's end is noted
-	NoReboot bool
-	Restore  [][2]int // state and memory
-	Pages    *pagesSpec
+	CPUs   int
+	Memory uint64
+	Max    uint64
+	Huge   bool
+	// DirtyRing has rings tell what of memory is written.
+	DirtyRing bool
+	CPU       string
+	Command   string
+	Paused    bool
+	KVM       int
+	Kernel    int // 0, which is KVM's, for none; so are the others
+	Initrd    int
+	Control   int
+	Disks     []diskSpec
+	Nets      []netSpec
+	Ports     []portSpec
+	Pmem      []portSpec
+	Vsock     *vsockSpec
+	Incoming  *incomingSpec
+	Console   int // the serial port's other end, instead of the standard streams
+	End       int // where the reason of the guest's end is noted
+	NoReboot  bool
+	Restore   [][2]int // state and memory
+	Pages     *pagesSpec
 
 	files   []*os.File
 	sockets []string        // that were made
@@ -89,7 +91,7 @@ func (s *spec) file(n int) (*os.File, error) {
 
 // config is the spec with its files.
 func (s *spec) config() (*monitor.Config, error) {
-	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, MaxMemory: s.Max, HugePages: s.Huge, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
+	c := &monitor.Config{CPUs: s.CPUs, Memory: s.Memory, MaxMemory: s.Max, HugePages: s.Huge, DirtyRing: s.DirtyRing, CPU: s.CPU, Command: s.Command, Paused: s.Paused, NoReboot: s.NoReboot}
 	var errs []error
 	file := func(n int) *os.File {
 		f, err := s.file(n)

@@ -68,6 +68,8 @@ const (
 	kvmGetXCRS             = 0x8188aea6
 	kvmSetXCRS             = 0x4188aea7
 	kvmKVMClockCtrl        = 0xaead
+	kvmEnableCap           = 0x4068aea3
+	kvmResetDirtyRings     = 0xaec7
 	kvmGetXSAVE2           = 0x9000aecf
 )
 
@@ -87,6 +89,7 @@ const (
 	CapReadonlyMem   Cap = 81
 	CapImmediateExit Cap = 136
 	CapXSAVE2        Cap = 208
+	CapDirtyRing     Cap = 192
 )
 
 // required is what every kernel that we support has, from 5.15 on.

@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -12,8 +13,12 @@ import (
 // VCPU is a virtual processor.
 type VCPU struct {
 	ID   int
+	vm   *VM
 	file *os.File
 	page []byte // struct kvm_run, shared with the kernel
+
+	ring  []byte // shared too; nil without one
+	taken uint64 // entries of it
 }
 
 // CreateVCPU makes a processor; its id is that of its local APIC.
@@ -23,20 +28,29 @@ func (v *VM) CreateVCPU(id int) (*VCPU, error) {
 		return nil, fmt.Errorf("create vCPU %d: %w", id, err)
 	}
 	unix.CloseOnExec(fd)
-	c := &VCPU{ID: id, file: os.NewFile(uintptr(fd), "kvm-vcpu")}
+	c := &VCPU{ID: id, vm: v, file: os.NewFile(uintptr(fd), "kvm-vcpu")}
 	if c.page, err = unix.Mmap(fd, 0, v.sys.runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		c.file.Close()
 		return nil, fmt.Errorf("map vCPU %d: %w", id, err)
+	}
+	if v.rings > 0 {
+		if err := c.mapRing(); err != nil {
+			c.Close()
+			return nil, err
+		}
 	}
 	return c, nil
 }
 
 // Close lets go of the processor.
 func (c *VCPU) Close() error {
-	if err := unix.Munmap(c.page); err != nil {
-		return err
+	var errs []error
+	for _, b := range [][]byte{c.page, c.ring} {
+		if b != nil {
+			errs = append(errs, unix.Munmap(b))
+		}
 	}
-	return c.file.Close()
+	return errors.Join(append(errs, c.file.Close())...)
 }
 
 // Reason is why a vCPU left the guest (api.rst, 5).

@@ -10,6 +10,8 @@ import (
 type VM struct {
 	sys  *System
 	file *os.File
+	// rings is how many pages the ring of each vCPU has room for, 0 without.
+	rings uint64
 }
 
 // Close lets go of the machine; it ends with its last vCPU.

@@ -36,6 +36,8 @@ type Config struct {
 	Pmem []Pmem
 	// HugePages has its memory in pages of 2 MiB.
 	HugePages bool
+	// DirtyRing is vmm.Config's.
+	DirtyRing bool
 	CPU       string // vmm.Config
 	// Kernel and Initrd are what it boots; the latter may be nil. Without a
 	// kernel it has to be restored, and ends at a reset.
@@ -211,7 +213,7 @@ func (m *Monitor) boot() (*vmm.Machine, error) {
 
 func (m *Monitor) machineConfig() vmm.Config {
 	c := vmm.Config{
-		CPUs: m.config.CPUs, Memory: m.config.Memory, HugePages: m.config.HugePages, CPU: m.config.CPU,
+		CPUs: m.config.CPUs, Memory: m.config.Memory, HugePages: m.config.HugePages, CPU: m.config.CPU, DirtyRing: m.config.DirtyRing,
 		Pluggable: m.more(), Mapped: m.mapped,
 		Console: m.config.Console, Ejected: m.ejected, Thread: m.config.Thread,
 	}
