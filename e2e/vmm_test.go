@@ -29,7 +29,7 @@ var monitorShows = []string{
 	"host: reset and power-off", "host: network", "host: jail", "host: disk plugged in", "host: disk let go of",
 	"host: snapshot of a running guest", "host: snapshot of changes", "host: goes on", "host: power button",
 	"host: changes are known after a restart", "host: changes aren't known after a kill",
-	"host: clone one", "host: clone two",
+	"host: clone one", "host: clone two", "host: clone three", "host: memory was brought",
 }
 
 // One of them: Debian 12's kernel doesn't know of clones, Debian 13's does

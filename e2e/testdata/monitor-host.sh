@@ -40,7 +40,7 @@ $c remove hot && ! $c status | grep -q '"hot"' && echo "host: disk let go of"
 $c save snap --track && echo "host: snapshot of a running guest"
 ls -ls snap
 sleep 2
-$c pause && $c status | grep -q paused && $c save changes --changes && cp disk one.disk && cp disk two.disk && echo "host: snapshot of changes"
+$c pause && $c status | grep -q paused && $c save changes --changes && cp disk one.disk && cp disk two.disk && cp disk three.disk && echo "host: snapshot of changes"
 ls -ls changes
 $c resume
 last=$(grep -c tick- out); wait_for "tick-$((last + 1))" out && echo "host: goes on"
@@ -68,8 +68,8 @@ $monitor control f stop; wait $!
 drawn() { grep -E "tick-.* fork-([1-9]|unknown)" $1 | grep -o "random-[0-9a-f-]*"; }
 
 clone() {
-	name=$1
-	$monitor --restore snap --restore changes --disk $name.disk --net $name --control $name.s < /dev/null > $name 2>&1 &
+	name=$1; shift
+	$monitor "$@" --disk $name.disk --net $name --control $name.s < /dev/null > $name 2>&1 &
 	until [ -e /sys/class/net/$name ]; do sleep 0.1; done; port $name
 	wait_for net-yes $name && echo "host: clone $name"
 	until [ -n "$(drawn $name)" ]; do sleep 1; done
@@ -77,8 +77,15 @@ clone() {
 	ip link set $name down 2> /dev/null
 	cat $name
 }
-clone one
-clone two
+clone one --restore snap --restore changes
+clone two --restore snap --restore changes
+# The last one has nothing but the state, and its memory comes from somebody else.
+mkdir state && cp changes/state.json state
+$monitor pages p snap changes &
+pages=$!
+until [ -S p ]; do sleep 0.1; done
+clone three --restore state --pages p
+kill $pages; wait $pages && [ ! -e p ] && echo "host: memory was brought"
 if grep -q "fork-unknown" one; then
 	echo "host: a kernel that doesn't know of clones"
 elif [ -z "$(cat one two | grep -E "tick-.* fork-[1-9]" | grep -o "random-[0-9a-f-]*" | sort | uniq -d)" ]; then

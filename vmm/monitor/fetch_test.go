@@ -21,26 +21,8 @@ func saved(t *testing.T) (layers []vmm.Files, next byte) {
 	t.Helper()
 	said := newSequence()
 	s := newStation(t, kernel(t, walking()), said)
-	for i := range 3 {
-		said.more(t)
-		f := vmm.Files{State: backing(t, 0), Memory: backing(t, 0)}
-		if i == 2 { // so that nothing is said behind the last
-			if err := s.Pause(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := s.Save(t.Context(), control.Save{Track: true, Changes: i > 0}, f.State, f.Memory); err != nil {
-			t.Fatal(err)
-		}
-		layers = append(layers, f)
-	}
-	if err := s.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-s.ended; err != nil {
-		t.Fatal(err)
-	}
-	return layers, said.next
+	said.more(t)
+	return s.layers(t, 3), said.next
 }
 
 // rewound has states of layers be read from their start.

@@ -284,10 +284,12 @@ func cutAfter(t *testing.T, far *os.File, k int64) *os.File {
 	return f
 }
 
+const walkingPages = 48
+
 // walking is a guest that counts in many pages, and says each number, by the
 // count of another page each time.
 func walking() tiny.Code {
-	const pages = 48
+	const pages = walkingPages
 	page := func(n int) uint32 { return uint32(scratch + n<<12) }
 	var c tiny.Code
 	for n := range pages {

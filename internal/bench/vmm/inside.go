@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,7 +21,7 @@ import (
 
 const (
 	diskSize   = 128 << 20
-	guestLimit = 5 * time.Minute
+	guestLimit = 2 * time.Minute
 	tap        = "tap0"
 	command    = "console=ttyS0 quiet loglevel=1 panic=-1 8250.nr_uarts=1 no_timer_check tsc=reliable pcie_ports=native cryptomgr.notests "
 )
@@ -100,12 +101,12 @@ func (g *guest) wait(text string) (line, error) {
 		case l, ok := <-g.lines:
 			switch {
 			case !ok:
-				return l, fmt.Errorf("the guest has ended before %q", text)
+				return l, fmt.Errorf("%w before %q", errLost, text)
 			case strings.Contains(l.text, text):
 				return l, nil
 			}
 		case <-timeout:
-			return line{}, fmt.Errorf("the guest doesn't say %q", text)
+			return line{}, fmt.Errorf("%w, or doesn't go on, before %q", errLost, text)
 		}
 	}
 }
@@ -138,17 +139,32 @@ func inside(ctx context.Context, rounds int) error {
 					return err
 				}
 				fmt.Fprintf(os.Stderr, "round %d: %s\n", n+1, m.name)
-				if err := part(m, results); err != nil {
+				if err := again(func() error { return part(m, results) }); err != nil {
 					return fmt.Errorf("%s: %w", m.name, err)
 				}
 			}
 		}
-		if err := restores(results); err != nil {
+		if err := again(func() error { return restores(results) }); err != nil {
 			return fmt.Errorf("restore: %w", err)
 		}
 		results.print(os.Stdout) // of so many rounds: who has seen enough interrupts
 	}
 	return nil
+}
+
+// errLost is that a guest has ended where it should not have.
+var errLost = errors.New("the guest has ended")
+
+// again measures once more when a guest is lost, as an emulated host loses some
+// (docs/lab.md), of any monitor. What was measured of it until then counts.
+func again(measure func() error) (err error) {
+	for range 4 {
+		if err = measure(); !errors.Is(err, errLost) {
+			break
+		}
+		fmt.Fprintln(os.Stderr, "once more:", err)
+	}
+	return err
 }
 
 // makeTap makes a tap that stays.
@@ -328,19 +344,20 @@ func exits() uint64 {
 }
 
 // resident is what a process and its children have in memory beside their
-// guest's, in KiB: all mappings but those of the guest's size.
+// guest's, in KiB: all mappings but those of the guest's size, of which pages
+// that several processes have, as a jail's two have their program, count once.
 func resident(pid int) (kib uint64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return 0, err
 	}
-	var size, rss uint64
+	var size, pss uint64
 	for l := range strings.Lines(string(b)) {
 		if _, err := fmt.Sscanf(l, "Size: %d kB", &size); err == nil {
 			continue
 		}
-		if _, err := fmt.Sscanf(l, "Rss: %d kB", &rss); err == nil && size != 128<<10 {
-			kib += rss
+		if _, err := fmt.Sscanf(l, "Pss: %d kB", &pss); err == nil && size != 128<<10 {
+			kib += pss
 		}
 	}
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
