@@ -17,7 +17,7 @@ import (
 // one and its changes, and while its memory is fetched. In the end no count of
 // any page may be missing.
 func TestAGuestIsSavedAndRestoredOverAndOver(t *testing.T) {
-	cycles := 15
+	cycles := 50
 	if n, err := strconv.Atoi(os.Getenv("CLEAVE_TEST_CYCLES")); err == nil {
 		cycles = n
 	}
