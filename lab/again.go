@@ -16,13 +16,9 @@ import (
 var lost = []string{"(triple fault)", "the connection ended; see whether the instance is still running", "watchdog: BUG: soft lockup"}
 
 // Again runs a test, and once more if it failed and a host whose processors are
-// emulated lost a guest's processor or its agent. QEMU's emulation of nested SVM
-// (7.2) loses a guest every fifty migrations or so: KVM reports a shutdown, and
-// where its control block was read it held the host's own registers, with the
-// host's page tables and the instruction behind VMRUN, which nothing in the host
-// could put there. That a host lost its agent was seen once, and that a processor
-// of a host's kernel went round in circles for good, and not why.
-// On hardware there is one try.
+// emulated lost a guest's processor, its agent or a processor of its own, which
+// QEMU's emulation of SVM does (docs/lab.md has what is known of it). On
+// hardware there is one try.
 func Again(t testing.TB, f func(testing.TB)) {
 	t.Helper()
 	again(t, !accelerator(), f)
