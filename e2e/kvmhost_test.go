@@ -18,6 +18,10 @@ func TestVirtualMachineOnAHostWithKVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a host under emulation")
 	}
+	lab.Again(t, virtualMachineOnAHostWithKVM)
+}
+
+func virtualMachineOnAHostWithKVM(t testing.TB) {
 	// The host's own kernel is that of its guests.
 	kernel, _ := lab.Guest(t, nil)
 	h := lab.Hosts(t, 1, lab.KVM, lab.CPUs(2), lab.Memory(2<<30), lab.File("kernel", kernel))[0]

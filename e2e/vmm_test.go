@@ -46,6 +46,10 @@ func TestMonitorRunsAStockKernel(t *testing.T) {
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
 		t.Skipf("needs a program: %v", err)
 	}
+	lab.Again(t, monitorRunsAStockKernel)
+}
+
+func monitorRunsAStockKernel(t testing.TB) {
 	bin := func(name string) string { return filepath.Join("../bin", name) }
 	busybox, err := os.ReadFile(bin("busybox"))
 	if err != nil {

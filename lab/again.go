@@ -11,9 +11,9 @@ import (
 
 // lost are what is said when an emulated host has lost something: Cleave's
 // monitor of a guest whose processor KVM shut down, the outside of a host
-// whose agent's connection ended though the host is on, and a host's kernel of a
-// processor of its own.
-var lost = []string{"(triple fault)", "the connection ended; see whether the instance is still running", "watchdog: BUG: soft lockup"}
+// whose agent's connection ended though the host is on, or which executes
+// nothing any more, and a host's kernel of a processor of its own.
+var lost = []string{"(triple fault)", "the connection ended; see whether the instance is still running", hostHangs, "watchdog: BUG: soft lockup"}
 
 // Again runs a test, and once more if it failed and a host whose processors are
 // emulated lost a guest's processor, its agent or a processor of its own, which

@@ -27,6 +27,8 @@ func TestOnlyWhatAnEmulatedHostLostIsTriedAgain(t *testing.T) {
 		"passes":                    {true, []string{""}, 1, false},
 		"lost once":                 {true, []string{gaveUp, ""}, 2, false},
 		"without its agent":         {true, []string{"host h1: executing /lab/test in the guest: the connection ended; see whether the instance is still running", ""}, 2, false},
+		"without an answer":         {true, []string{"host h1: no answer: it said nothing for 6m0s, and its host hangs: [/lab/test -test.v]", ""}, 2, false},
+		"silent":                    {true, []string{"host h1: no answer: it said nothing for 6m0s: [/lab/test -test.v]", ""}, 1, true},
 		"without a processor":       {true, []string{"[   32.493796] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [test:214]", ""}, 2, false},
 		"lost twice":                {true, []string{gaveUp, gaveUp}, 2, true},
 		"lost, then another reason": {true, []string{gaveUp, "a number is missing"}, 2, true},

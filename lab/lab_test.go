@@ -224,6 +224,11 @@ func pause(t *testing.T, a, b *Host) {
 	if n, _ := ping(t, a, b, 1); n != 0 || b.State() != Paused {
 		t.Errorf("%d answers of a host that is %s", n, b.State())
 	}
+	soon, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if b.answers(soon) || !a.answers(t.Context()) {
+		t.Error("who is paused answers, or who isn't doesn't")
+	}
 	if err := b.Resume(); err != nil {
 		t.Fatal(err)
 	}

@@ -244,7 +244,13 @@ func RunBinary(t testing.TB, h *Host, program string, args []string, env ...stri
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	hung := time.AfterFunc(Silence, func() { cancel(fmt.Errorf("it said nothing for %s", Silence)) })
+	hung := time.AfterFunc(Silence, func() {
+		err := fmt.Errorf("it said nothing for %s", Silence)
+		if !h.answers(ctx) {
+			err = fmt.Errorf("%w, and %s", err, hostHangs)
+		}
+		cancel(err)
+	})
 	defer hung.Stop()
 	r, w := io.Pipe()
 	var results Results
@@ -275,6 +281,17 @@ func RunBinary(t testing.TB, h *Host, program string, args []string, env ...stri
 	}
 	results.Status = status
 	return results
+}
+
+// hostHangs is what a host is said to do that executes nothing any more.
+const hostHangs = "its host hangs"
+
+// answers tells whether a host executes anything at all.
+func (h *Host) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	_, err := h.Output(ctx, "true")
+	return err == nil
 }
 
 func (r *Results) count(line string) {
