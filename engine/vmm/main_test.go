@@ -45,6 +45,14 @@ var (
 	}
 )
 
+// TestMain is that of both halves.
+func TestMain(m *testing.M) {
+	if lab.InsideName() != "" {
+		lab.HoldKVM()
+	}
+	os.Exit(m.Run())
+}
+
 func TestInALabHost(t *testing.T) {
 	if lab.InsideName() != "" {
 		t.Skip("this half runs outside of the lab's host")
